@@ -1,0 +1,335 @@
+"""The hot path: from the lines of one read to sealed batches, in one synchronous pass.
+
+    split (core.lines)  ->  decode and validate (core.decode)  ->  enrich and encode (core.record)
+        ->  partition (core.partition)  ->  append (wire.Builder)  ->  seal: compress (wire)
+
+Runs in the worker thread; nothing here waits or logs. Builders outlive chunks: twelve partitions
+do not mean twelve small batches a chunk.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from agent import wire
+from agent.clock import Clock
+from agent.core.batch import Batch, Pace
+from agent.core.decode import Decoded, Decoder, Rejection, epoch_s
+from agent.core.identity import Checkpoint
+from agent.core.ledger import Chunk
+from agent.core.lines import Piece
+from agent.core.partition import crc32_partition, murmur2_partition
+from agent.core.policy import SchemaPolicy
+from agent.core.record import KafkaRecord, Origin, Recorder, RecordPolicy
+from agent.telemetry import Metrics
+
+OVERSIZE_SHOWN_BYTES = 64 << 10
+"""How much of a line over the limit goes into its dead letter."""
+RECORDERS_MAX = 1024
+_BOM = b"\xef\xbb\xbf"
+_STICKY = -1
+
+
+class Topic(Protocol):
+    """What batches must fit: as the sink described it."""
+
+    @property
+    def partitions(self) -> int: ...
+    @property
+    def message_bytes_max(self) -> int: ...
+
+
+class Source(Protocol):
+    """Where a piece was read; a harvester is one."""
+
+    @property
+    def base(self) -> Checkpoint: ...
+    def chunk(self, piece: Piece) -> Chunk: ...
+    def head(self, start: int, length: int) -> bytes: ...
+
+
+class Sealed(NamedTuple):
+    """Batches ready to be sent, in the order in which they must be."""
+
+    events: list[Batch]
+    dead_letters: list[Batch]
+
+
+class ChunkPolicy(NamedTuple):
+    """What steers the hot path, gathered from the configuration's sections."""
+
+    node: str
+    schema: SchemaPolicy
+    record: RecordPolicy
+    line_bytes_max: int
+    event_time: bool
+
+
+def _sticky(_key: bytes, _partitions: int) -> int:
+    return _STICKY
+
+
+_PARTITIONERS: dict[str, Callable[[bytes, int], int]] = {
+    "crc32": crc32_partition,
+    "murmur2": murmur2_partition,
+    "sticky": _sticky,
+}
+
+
+class Builders:
+    """The open batches of one topic. A record goes to its key's partition, or where the next
+    sticky batch goes; a batch that is full, or has waited for its window, is sealed."""
+
+    def __init__(
+        self,
+        topic: Callable[[], Topic | None],
+        codec: wire.Codec,
+        pace: Pace,
+        *,
+        bytes_max: int,
+        partitioner: str,
+    ) -> None:
+        self.sealed: list[Batch] = []
+        self._topic = topic
+        self._codec = codec
+        self._pace = pace
+        self._bytes_max = bytes_max
+        self._partition_of = _PARTITIONERS[partitioner]
+        self._open: dict[int, wire.Builder] = {}  # by partition, _STICKY for the sticky one
+        self._sticky_turn = 0
+        self.partitions = 1
+
+    def begin(self) -> None:
+        """Take over what is known of the topic by now; once a chunk."""
+        topic = self._topic()
+        if topic is not None:
+            self.partitions = topic.partitions
+
+    def add(self, chunk: Chunk, timestamp_ms: int, record: KafkaRecord, now_s: float) -> None:
+        key, value, headers = record
+        at = _STICKY if key is None else self._partition_of(key, self.partitions)
+        builder = self._open.get(at)
+        if builder is None or not builder.append(timestamp_ms, key, value, headers):
+            if builder is not None:
+                self._seal(at, full=True)
+            builder = self._builder(at, now_s)
+            builder.append(timestamp_ms, key, value, headers)
+        builder.hold(chunk)
+        if builder.count >= self._pace.records_max:
+            self._seal(at, full=True)
+
+    def seal_due(self, now_s: float) -> None:
+        """Seal what has been open for its window."""
+        window_s = self._pace.window_s(len(self._open))
+        for at in [at for at, b in self._open.items() if now_s - b.opened_at_s >= window_s]:
+            self._seal(at, full=False)
+
+    def seal_all(self) -> None:
+        for at in list(self._open):
+            self._seal(at, full=False)
+
+    def due_in_s(self, now_s: float) -> float | None:
+        """Return how long until the next window ends, None if nothing is open."""
+        if not self._open:
+            return None
+        oldest_s = min(builder.opened_at_s for builder in self._open.values())
+        return max(0.0, oldest_s + self._pace.window_s(len(self._open)) - now_s)
+
+    def fits(self, batch: Batch) -> bool:
+        """Return whether the topic takes a batch of this size, as far as is known."""
+        topic = self._topic()
+        return topic is None or wire.HEADER_BYTES + len(batch.payload) <= topic.message_bytes_max
+
+    def take(self) -> list[Batch]:
+        sealed, self.sealed = self.sealed, []
+        return sealed
+
+    def one(self, record: wire.Record, like: Batch) -> Batch:
+        """Seal one record alone, in place of ``like``: it settles what that would have."""
+        key = record.key
+        at = _STICKY if key is None else self._partition_of(key, self.partitions)
+        sealed = wire.reseal(like, [record], self._codec)
+        sealed.partition = max(at, 0)
+        return sealed
+
+    def _builder(self, at: int, now_s: float) -> wire.Builder:
+        partition = at
+        if at == _STICKY:
+            self._sticky_turn += 1
+            partition = self._sticky_turn % self.partitions
+        topic = self._topic()
+        limit = topic.message_bytes_max - wire.HEADER_BYTES if topic else self._bytes_max
+        builder = wire.Builder(partition, min(self._bytes_max, limit), now_s)
+        self._open[at] = builder
+        return builder
+
+    def _seal(self, at: int, *, full: bool) -> None:
+        builder = self._open.pop(at)
+        self._pace.sealed(builder.count, full=full)
+        self.sealed.append(builder.seal(self._codec))
+
+
+class Chunker:
+    """Fill batches from pieces. One thread only, but for ``dead_letter_of``."""
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        events: Builders,
+        dead_letters: Builders,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._policy = policy
+        self._events = events
+        self._dead_letters = dead_letters
+        self._clock = clock
+        self._metrics = metrics
+        self._decode = Decoder(policy.schema).decode
+        self._recorders: dict[tuple[str, int, str], Recorder] = {}
+
+    def fill(self, source: Source, piece: Piece) -> Chunk:
+        """Turn each line of ``piece`` into a record in an open batch; return what was read."""
+        now_s, wall_s = self._clock.monotonic(), self._clock.wall()
+        now_ms, now_text = int(wall_s * 1000), _rfc3339(wall_s)
+        chunk, recorder = source.chunk(piece), self._recorder(source.base)
+        decode, record, add = self._decode, recorder.record, self._events.add
+        event_time, line_bytes_max = self._policy.event_time, self._policy.line_bytes_max
+        self._events.begin()
+        self._dead_letters.begin()
+        tally: Counter[str] = Counter()
+        if piece.skipped_to > piece.start:
+            self._oversize(source, chunk, piece.start, piece.skipped_to, tally)
+        start = piece.skipped_to
+        for body in piece.lines:
+            end = start + len(body) + 1
+            line = body if start else body.removeprefix(_BOM)
+            if len(line) > line_bytes_max:
+                self._oversize(source, chunk, start, end, tally)
+            elif type(decoded := decode(line, wall_s)) is Decoded:
+                at_ms = _event_ms(decoded, now_ms) if event_time else now_ms
+                tally["removed"] += decoded.removed
+                add(chunk, at_ms, record(decoded, line, start, end, now_text), now_s)
+            elif not line.strip():
+                tally["blank"] += 1
+            else:
+                assert isinstance(decoded, Rejection)
+                tally[decoded.reason] += 1
+                dead_letter = recorder.dead_letter(line, decoded, start, end)
+                self._dead_letters.add(chunk, now_ms, dead_letter, now_s)
+            start = end
+        self._count(chunk, tally, recorder)
+        return chunk
+
+    def seal_due(self) -> Sealed:
+        """Return what is full, or has waited long enough, since the last call."""
+        now_s = self._clock.monotonic()
+        self._events.seal_due(now_s)
+        self._dead_letters.seal_due(now_s)
+        return self._take()
+
+    def seal_all(self) -> Sealed:
+        """Return every batch there is, full or not."""
+        self._events.seal_all()
+        self._dead_letters.seal_all()
+        return self._take()
+
+    def due_in_s(self, idle_s: float) -> float:
+        """Return how long until a batch is due, ``idle_s`` if none is open."""
+        now_s = self._clock.monotonic()
+        due = [b.due_in_s(now_s) for b in (self._events, self._dead_letters)]
+        return min((s for s in due if s is not None), default=idle_s)
+
+    def dead_letter_of(self, batch: Batch, reason: str) -> Batch:
+        """Turn a single record that Kafka will not have into a dead letter in its place.
+
+        One that is a dead letter already gives up its payload and says how much that was.
+        Touches nothing that belongs to the worker.
+        """
+        assert batch.count == 1, "isolate first"
+        (record,) = wire.records(batch)
+        headers = dict(record.headers)
+        if "reason" in headers:
+            whole = headers.get("cut") or b"%d" % len(record.value)
+            digest = blake2b(record.value, digest_size=16).hexdigest()
+            value = msgspec.json.encode({"length": int(whole), "hash": digest})
+            kept = [(name, content) for name, content in record.headers if name != "cut"]
+            refused = wire.Record(record.timestamp_ms, record.key, value, [*kept, ("cut", whole)])
+        else:
+            why = [("reason", reason.encode()), ("detail", b"refused by the topic")]
+            kept = [(name, headers[name]) for name in ("source", "event_type") if name in headers]
+            key = headers.get("source", record.key)
+            refused = wire.Record(record.timestamp_ms, key, record.value, [*why, *kept])
+        return self._dead_letters.one(refused, batch)
+
+    def _take(self) -> Sealed:
+        """Collect what was sealed; what its topic would refuse for its size goes another way."""
+        fitting, dead_letters = [], self._dead_letters.take()
+        for batch in self._events.take():
+            if self._events.fits(batch) or batch.count > 1:
+                fitting.append(batch)
+            else:
+                self._metrics.lines_rejected.labels("refused_too_large").inc()
+                dead_letters.append(self.dead_letter_of(batch, "refused_too_large"))
+        shrunk = [
+            b if self._dead_letters.fits(b) else self.dead_letter_of(b, "") for b in dead_letters
+        ]
+        return Sealed(fitting, shrunk)
+
+    def _oversize(
+        self, source: Source, chunk: Chunk, start: int, end: int, tally: Counter[str]
+    ) -> None:
+        shown = source.head(start, min(OVERSIZE_SHOWN_BYTES, end - start - 1))
+        limit = self._policy.line_bytes_max
+        rejection = Rejection("oversize", f"{end - start - 1} bytes, at most {limit}")
+        tally[rejection.reason] += 1
+        recorder = self._recorder(source.base)
+        dead_letter = recorder.dead_letter(shown, rejection, start, end, end - start - 1)
+        now_s, now_ms = self._clock.monotonic(), int(self._clock.wall() * 1000)
+        self._dead_letters.add(chunk, now_ms, dead_letter, now_s)
+
+    def _recorder(self, of: Checkpoint) -> Recorder:
+        key = of.source_id, of.generation, of.client
+        recorder = self._recorders.get(key)
+        if recorder is None:
+            if len(self._recorders) >= RECORDERS_MAX:
+                self._recorders.clear()
+            origin = Origin(
+                node=self._policy.node,
+                client=of.client,
+                source_id=of.source_id,
+                generation=of.generation,
+                inode=of.birth.inode,
+                birth_ns=of.birth.born_ns,
+                inode_generation=of.birth.inode_generation,
+            )
+            recorder = self._recorders[key] = Recorder(self._policy.record, origin)
+        return recorder
+
+    def _count(self, chunk: Chunk, tally: Counter[str], recorder: Recorder) -> None:
+        metrics = self._metrics
+        metrics.lines_read.inc(chunk.lines)
+        metrics.read_bytes.inc(chunk.end - chunk.start)
+        metrics.lines_blank.inc(tally.pop("blank", 0))
+        metrics.control_characters_removed.inc(tally.pop("removed", 0))
+        metrics.metadata_overwritten.inc(recorder.overwritten)
+        recorder.overwritten = 0
+        for reason, lines in tally.items():
+            metrics.lines_rejected.labels(reason).inc(lines)
+
+
+def _event_ms(decoded: Decoded, now_ms: int) -> int:
+    """Return the event's own time, or the time of reading where that is missing or suspect."""
+    timestamp = decoded.event.timestamp
+    at_s = None if decoded.suspect or timestamp is None else epoch_s(timestamp)
+    return now_ms if at_s is None or at_s < 0 else int(at_s * 1000)
+
+
+def _rfc3339(wall_s: float) -> str:
+    at = datetime.fromtimestamp(wall_s, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

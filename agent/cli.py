@@ -1,0 +1,172 @@
+"""Command line. Parses and prints; every decision lives elsewhere.
+
+Rooms are imported inside the commands that need them: ``--version`` and ``check`` stay light.
+"""
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from agent import __version__, config
+from agent.errors import EXIT_INVARIANT, EXIT_USAGE, AgentError
+
+log = logging.getLogger(__name__)
+
+EXIT_INTERRUPTED = 130
+
+EPILOG = """\b
+Examples:
+  feedback-agent demo
+  feedback-agent check --config config.yaml
+  feedback-agent run --config config.yaml
+  FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
+
+\b
+Exit codes:
+   0  ok
+   1  what was asked for found a problem
+  64  wrong usage of the command line
+  70  broken invariant, a bug: the traceback is in the log
+  74  the store of checkpoints cannot be used
+  75  another agent owns the state directory
+  76  the state was written by a newer major version
+  78  wrong configuration
+"""
+
+CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    envvar="FEEDBACK_AGENT_CONFIG",
+    show_envvar=True,
+    help=f"The YAML file.  [default: {config.PATH_DEFAULT}; where that is missing, the "
+    "environment alone]",
+)
+
+
+class Commands(click.Group):
+    """Turns every way a command can end into one line on stderr and an exit code of the table."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(*args, **extra)
+        except click.UsageError as error:
+            error.show()
+            code = EXIT_USAGE
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except click.Abort:
+            code = EXIT_INTERRUPTED
+        except Exception as error:  # noqa: BLE001  the last line of defence
+            code = _verdict(error)
+        sys.exit(code)
+
+
+def _verdict(error: Exception) -> int:
+    """Say what happened and return the exit code. A bug outweighs what it may have caused."""
+    expected = _within(error)
+    if expected is not None:
+        click.echo(f"feedback-agent: error: {expected}", err=True)
+        return expected.exit_code
+    log.critical("invariant.broken", exc_info=error)
+    return EXIT_INVARIANT
+
+
+def _within(error: BaseException) -> AgentError | None:
+    """Return the error, the first one of a group, where all of it was raised on purpose."""
+    if isinstance(error, BaseExceptionGroup):
+        inner = [_within(one) for one in error.exceptions]
+        return inner[0] if all(inner) else None
+    return error if isinstance(error, AgentError) else None
+
+
+def _load(path: Path | None) -> config.Config:
+    if path is None and config.PATH_DEFAULT.exists():
+        path = config.PATH_DEFAULT
+    return config.load(path, os.environ)
+
+
+@click.group(cls=Commands, epilog=EPILOG)
+@click.version_option(__version__, prog_name="feedback-agent")
+def main() -> None:
+    """Ship JSONL feedback files from this node to Kafka, at least once."""
+
+
+@main.command()
+@CONFIG
+def run(config_path: Path | None) -> int:
+    """Ship until SIGTERM or SIGINT, then drain for at most agent.drain_s seconds.
+
+    A second signal stops at once. What was not acknowledged by then is read again at the next
+    start.
+
+    \b
+    Examples:
+      feedback-agent run
+      feedback-agent run --config /etc/feedback-agent/config.yaml
+    """
+    loaded = _load(config_path)
+    from agent import telemetry
+
+    telemetry.setup(loaded.log.level, loaded.log.format)
+    from agent import pipeline
+
+    return pipeline.run(loaded)
+
+
+@main.command()
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of YAML.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the file, for editors.")
+def check(config_path: Path | None, as_json: bool, schema: bool) -> None:
+    """Validate the configuration and print all of it, defaults filled in, secrets masked.
+
+    A mistake is one line on stderr and exit code 78: where it stands, what was found, what is
+    allowed. Nothing is connected to.
+
+    \b
+    Examples:
+      feedback-agent check --config config.yaml
+      feedback-agent check --schema > feedback-agent.schema.json
+    """
+    if schema:
+        click.echo(_json(config.json_schema()))
+        return
+    loaded = _load(config_path)
+    click.echo(_json(config.masked(loaded)) if as_json else config.as_yaml(loaded).rstrip("\n"))
+
+
+@main.command()
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after that.")
+@click.option("--lines", type=click.IntRange(min=1), help="Lines to write.")
+def demo(seconds: float | None, lines: int | None) -> int:
+    """Show a crash without a loss: an app, the agent and a broker on this machine.
+
+    \b
+    Examples:
+      feedback-agent demo
+      feedback-agent demo --lines 100000
+    """
+    try:
+        # By name: the demo is no part of the agent's import graph.
+        show: Any = importlib.import_module("agent.demo.show")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "agent":
+            raise
+        needed = f"the demo needs {error.name}: pip install 'feedback-agent[demo]'"
+        raise click.UsageError(needed) from None
+    options = {"seconds": seconds, "lines": lines}
+    code: int = show.main(**{k: v for k, v in options.items() if v is not None})
+    return code
+
+
+def _json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

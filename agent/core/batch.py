@@ -1,0 +1,80 @@
+"""When a batch is full. Pure: the builders ask, time and acknowledgements come in as numbers.
+
+Under a backlog batches fill to ``bytes_max`` long before any window ends. When it is quiet a
+line waits ``age_min_s``. In between the window widens with what Kafka can take: a batch that
+leaves while its predecessor is still on its way waits in a queue anyway, so waiting for
+company costs nothing; and small batches a second are bounded, since each one costs this
+node and the brokers about as much as a hundred lines.
+"""
+
+from agent.core.ledger import Chunk
+from agent.core.policy import BatchPolicy
+
+BATCHES_PER_S_MAX = 200.0
+_SMOOTHING = 0.2
+
+
+class Batch:
+    """Records bound for one partition, sealed: compressed, counted, sent and settled together.
+
+    ``payload`` is the compressed records section of a Kafka record batch (magic 2), so a
+    batch can be sent again by another producer without being built again.
+    """
+
+    __slots__ = (
+        "chunks", "codec", "count", "first_ms", "max_ms", "opened_at_s", "partition", "payload",
+        "raw_bytes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        partition: int,
+        count: int,
+        payload: bytes,
+        codec: int,
+        first_ms: int,
+        max_ms: int,
+        raw_bytes: int,
+        opened_at_s: float,
+        chunks: list[Chunk],
+    ) -> None:
+        self.partition = partition
+        self.count = count
+        self.payload = payload
+        self.codec = codec
+        self.first_ms = first_ms
+        self.max_ms = max_ms
+        self.raw_bytes = raw_bytes  # before compression: what it weighs against in_flight
+        self.opened_at_s = opened_at_s
+        self.chunks = chunks  # each counts this batch in its ``open_batches``
+
+    def settle(self) -> None:
+        """Tell every chunk that has lines here that their fate is known."""
+        for chunk in self.chunks:
+            chunk.ledger.settle(chunk)
+
+
+class Pace:
+    """The window and the size of batches, between the policy's floor and ceiling."""
+
+    def __init__(self, policy: BatchPolicy) -> None:
+        self._policy = policy
+        self._ack_s = 0.0
+        self.records_max = policy.records_max
+
+    def acked(self, latency_s: float) -> None:
+        """Note how long a batch took from being sent to its acknowledgement."""
+        self._ack_s += _SMOOTHING * (latency_s - self._ack_s)
+
+    def sealed(self, records: int, *, full: bool) -> None:
+        """Note that a batch was sealed, because it was full or because its window ended."""
+        if full and records >= self.records_max:
+            self.records_max *= 2  # bytes_max ends this growth: such a batch is full earlier
+        elif not full and 2 * records < self.records_max:
+            self.records_max = max(self._policy.records_max, self.records_max // 2)
+
+    def window_s(self, open_batches: int) -> float:
+        """Return how long a batch may stay open while ``open_batches`` are."""
+        wanted = max(self._ack_s / 2, open_batches / BATCHES_PER_S_MAX)
+        return min(max(wanted, self._policy.age_min_s), self._policy.age_max_s)

@@ -1,0 +1,256 @@
+"""An event or a dead letter becomes the parts of a Kafka record: key, value, headers. Pure.
+
+A value is what was decoded and encoded again, never the bytes of the line: a second reader could
+read those differently (duplicate keys). In ``metadata`` the agent's own keys overwrite what the
+line has there, or one pod could pose as another.
+"""
+
+import codecs
+import re
+from collections.abc import Callable
+from hashlib import blake2b, sha1
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from agent.core import events
+from agent.core.decode import Decoded, Rejection
+from agent.core.events import Event, UnknownEvent
+
+Headers = list[tuple[str, bytes]]
+KafkaRecord = tuple[bytes | None, bytes, Headers]
+"""Key, value, headers. A plain tuple: a named one costs as much as the headers."""
+
+NAMESPACE: Final = bytes.fromhex("5b0f4d1c9f6e5a1b8d3c7a42e6f01d95")
+"""Of the UUIDv5 of lines without ``event_id``. Never to change: the same line read twice, also by
+a later version, has the same id."""
+
+CUT_DROPPED: Final = 256
+"""Characters given up before a cut, which could have halved what redaction looks for."""
+EVENT_TYPE_MAX: Final = 128
+"""Characters of the header ``event_type``, where the type is not one of ours."""
+
+
+class Origin(Struct, frozen=True, kw_only=True):
+    """Where lines come from: one generation of one file. See ``core/identity``."""
+
+    node: str
+    client: str
+    source_id: str
+    generation: int
+    inode: int
+    birth_ns: int | None
+    inode_generation: int | None
+
+
+class RecordPolicy(Struct, frozen=True, kw_only=True):
+    """What all records of one agent share.
+
+    Attributes:
+        version: Of the agent.
+        hostname: Of the host that the node runs on.
+        key: ``event_id``, ``client``, ``none``, or the name of any top-level field.
+        dead_letter_bytes_max: Of the value of a dead letter.
+        hash_key: At most 64 bytes; keys the hash that stands for a line which is not UTF-8. Without
+            it anybody can test a guess against the hash.
+    """
+
+    version: str
+    hostname: str
+    key: str = "event_id"
+    dead_letter_bytes_max: int = 768 * 1024
+    hash_key: bytes = b""
+
+
+class Recorder:
+    """Make records of the lines of one origin.
+
+    ``overwritten`` counts keys in ``metadata`` that a line had and the agent replaced.
+    """
+
+    def __init__(self, policy: RecordPolicy, origin: Origin) -> None:
+        self.overwritten = 0
+        self._policy = policy
+        self._origin = origin
+        self._own = {
+            "collector_id": origin.node,
+            "collector_version": policy.version,
+            "hostname": policy.hostname,
+            "client": origin.client,
+        }
+        assert self._own.keys() == events.COLLECTOR_KEYS, "decode leaves them out of its count"
+        self._key_of = _key_of(policy.key, origin.client)
+        self._source = f"1;{origin.source_id};{origin.generation};"
+        # No part can run into the next one: the node is a name, the others are numbers.
+        parts = (origin.inode, origin.birth_ns, origin.inode_generation, origin.generation)
+        self._id_prefix = "\0".join((origin.node, *map(str, parts), "")).encode()
+
+    def record(
+        self, decoded: Decoded, line: bytes, start: int, end: int, now_text: str
+    ) -> KafkaRecord:
+        """Enrich ``decoded`` in place, after it was redacted, and encode it.
+
+        Args:
+            decoded: What ``line`` was decoded to.
+            line: As it stood at ``[start, end)``, newline left off; only a missing id needs it.
+            start: Byte offset of the line.
+            end: Byte offset after its newline.
+            now_text: RFC 3339; the time of reading, for a line without a timestamp.
+        """
+        event, extras = decoded.event, decoded.extras
+        version = event.schema_version
+        headers = [
+            _EVENT_TYPE.get(type(event)) or _unknown_type(extras),
+            _VERSION_DEFAULT
+            if version is None or version == events.SCHEMA_VERSION
+            else ("schema_version", version.encode()),
+            ("source", f"{self._source}{start};{end}".encode()),
+        ]
+        if version is None:
+            event.schema_version = events.SCHEMA_VERSION
+        if event.event_id is None:
+            event.event_id = self.derived_id(line, start)
+        if event.timestamp is None:
+            event.timestamp = now_text
+            headers.append(_TIMESTAMP_AGENT)
+        elif decoded.suspect:
+            headers.append(_TIMESTAMP_SUSPECT)
+        if type(event) is UnknownEvent:
+            headers.append(_SCHEMA_UNKNOWN)
+        self._enrich(event, extras, headers)
+        value = _encode(event)
+        if extras:
+            value = b"%b,%b" % (value[:-1], _encode(extras)[1:])
+        return self._key_of(event, extras), value, headers
+
+    def _enrich(self, event: Event, extras: dict[str, Any] | None, headers: Headers) -> None:
+        metadata = event.metadata
+        if metadata is None:
+            event.metadata = self._own.copy()
+        else:
+            if "traceparent" in metadata:
+                _trace(metadata["traceparent"], headers)
+            entries = len(metadata) + len(self._own)
+            metadata.update(self._own)
+            self.overwritten += entries - len(metadata)
+        if extras and "traceparent" in extras:
+            _trace(extras["traceparent"], headers)
+
+    def derived_id(self, line: bytes, start: int) -> str:
+        """Return the UUIDv5 (RFC 9562, 5.5) of this line at this place."""
+        name = b"%b%b%d\0%b" % (NAMESPACE, self._id_prefix, start, line)
+        digest = sha1(name, usedforsecurity=False).hexdigest()
+        return (
+            f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}"
+            f"-{_VARIANT[digest[16]]}{digest[17:20]}-{digest[20:32]}"
+        )
+
+    def dead_letter(
+        self, line: bytes, rejection: Rejection, start: int, end: int, length: int | None = None
+    ) -> KafkaRecord:
+        """Make the record of a line that was rejected.
+
+        ``length`` is given where ``line`` is only the beginning of what was read: bytes of the
+        whole. The key is the place of the line, so copies of one dead letter share it.
+        """
+        whole = len(line) if length is None else length
+        place = f"{self._source}{start};{end}".encode()
+        headers: Headers = [
+            ("reason", rejection.reason.encode()),
+            ("detail", rejection.detail.encode()),
+            ("source", place),
+        ]
+        if rejection.event_type is not None:
+            headers.append(("event_type", rejection.event_type.encode()))
+        try:
+            text, _ = codecs.utf_8_decode(line, "strict", whole == len(line))
+        except UnicodeDecodeError:
+            digest = blake2b(line, key=self._policy.hash_key, digest_size=16).hexdigest()
+            return place, _encode({"length": whole, "hash": digest}), headers
+        text = _ESCAPES.sub(_unescape, text)
+        text, cut = _cut(text, self._policy.dead_letter_bytes_max, torn=whole > len(line))
+        if cut:
+            headers.append(("cut", b"%d" % whole))
+        return place, text.encode(), headers
+
+
+def _key_of(name: str, client: str) -> Callable[[Event, dict[str, Any] | None], bytes | None]:
+    """Return what computes the key; a field that a line lacks gives it no key."""
+    constant = {"none": None, "client": client.encode()}
+
+    def event_id(event: Event, _extras: dict[str, Any] | None) -> bytes | None:
+        return event.event_id.encode() if event.event_id is not None else None
+
+    def fixed(_event: Event, _extras: dict[str, Any] | None) -> bytes | None:
+        return constant[name]
+
+    def field(event: Event, extras: dict[str, Any] | None) -> bytes | None:
+        value = getattr(event, name) if name in event.__struct_fields__ else None
+        if value is None and extras:
+            value = extras.get(name)
+        if value is None and name == "type":
+            value = event.__struct_config__.tag
+        if value is None:
+            return None
+        return value.encode() if isinstance(value, str) else _encode(value)
+
+    if name == "event_id":
+        return event_id
+    return fixed if name in constant else field
+
+
+def _trace(value: Any, headers: Headers) -> None:
+    """Pass a W3C trace context on (level 1, 3.2.2): the last valid one, once."""
+    if isinstance(value, str) and _TRACEPARENT.fullmatch(value):
+        headers[:] = [header for header in headers if header[0] != "traceparent"]
+        headers.append(("traceparent", value.encode()))
+
+
+def _unknown_type(extras: dict[str, Any] | None) -> tuple[str, bytes]:
+    name = extras.get("type") if extras else None
+    return "event_type", (name if isinstance(name, str) else "")[:EVENT_TYPE_MAX].encode()
+
+
+def _unescape(match: re.Match[str]) -> str:
+    r"""Resolve an escape of JSON that hides a character, keep one that JSON needs.
+
+    ``\u0040`` would hide an address from redaction; a quote, a backslash, a control character or
+    a lone surrogate stays escaped, so what was JSON still is.
+    """
+    escape = match[0]
+    if escape == r"\/":
+        return "/"
+    if escape[1] != "u":
+        return escape
+    units = bytes.fromhex(escape.replace(r"\u", ""))
+    try:
+        character = units.decode("utf-16-be")
+    except UnicodeDecodeError:
+        return escape
+    return escape if character in '"\\' or character < " " else character
+
+
+def _cut(text: str, bytes_max: int, *, torn: bool) -> tuple[str, bool]:
+    """Return ``text`` whole, or what is safe to show of its beginning."""
+    encoded = text.encode()
+    if len(encoded) > bytes_max:
+        text, torn = encoded[:bytes_max].decode(errors="ignore"), True
+    return (text[:-CUT_DROPPED], True) if torn else (text, False)
+
+
+_encode = msgspec.json.Encoder().encode
+_EVENT_TYPE: Final[dict[type[Event], tuple[str, bytes]]] = {
+    kind: ("event_type", name.encode()) for name, kind in events.EVENT_TYPES.items()
+}
+_VERSION_DEFAULT: Final = ("schema_version", events.SCHEMA_VERSION.encode())
+_TIMESTAMP_AGENT: Final = ("timestamp_source", b"agent")
+_TIMESTAMP_SUSPECT: Final = ("timestamp_suspect", b"1")
+_SCHEMA_UNKNOWN: Final = ("schema", b"unknown")
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+_ESCAPES = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.", re.DOTALL
+)

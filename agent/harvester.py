@@ -1,0 +1,134 @@
+"""Reads one generation of one source from an open descriptor: from a checkpoint to chunks.
+
+Lives in the worker thread, but for ``ledger``, which the event loop settles. Both sides only
+read what the other writes.
+"""
+
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from agent.core.identity import (
+    FINGERPRINT_BYTES,
+    Anchor,
+    Birth,
+    Checkpoint,
+    Readable,
+    advance,
+    anchor_range,
+    digest,
+    fingerprint_range,
+    source_id,
+)
+from agent.core.ledger import Chunk, Ledger
+from agent.core.lines import Cursor, Piece
+
+
+class Truncated(NamedTuple):
+    """The bytes before the position are not what they were: this generation is over."""
+
+    position: int
+
+
+def starting_at(offset: int, file: Readable, who: Checkpoint) -> Checkpoint:
+    """Return ``who`` as a generation that begins at ``offset``, with the proof of what lies before.
+
+    Raises ``OSError`` when the file cannot be read.
+    """
+    (_, end), (start, _) = fingerprint_range(offset), anchor_range(offset)
+    anchor = Anchor(offset, digest(file.pread(offset - start, start)))
+    fingerprint = digest(file.pread(end, 0))
+    return replace(who, watermark=offset, fingerprint=fingerprint, anchor=anchor, older=())
+
+
+def first_generation(birth: Birth, path: str, client: str) -> Checkpoint:
+    """Return the checkpoint of a file that nobody has read: its own source, at 0."""
+    empty = digest(b"")
+    return Checkpoint(
+        source_id=source_id(birth),
+        birth=birth,
+        generation=0,
+        watermark=0,
+        fingerprint=empty,
+        anchor=Anchor(0, empty),
+        path=path,
+        client=client,
+    )
+
+
+class Harvester:
+    """One generation of a source, its cursor and its ledger.
+
+    ``path``, ``client`` and ``gone_at`` may be updated while it lives; they go into every
+    checkpoint made from then on. ``file`` belongs to whoever opened it.
+    """
+
+    __slots__ = (
+        "_base",
+        "_fingerprint",
+        "_prefix",
+        "cursor",
+        "file",
+        "gone_at",
+        "ledger",
+        "more",
+        "path",
+    )
+
+    def __init__(self, file: Readable, base: Checkpoint, line_bytes_max: int) -> None:
+        self.file = file
+        self.more = True  # the last read was cut short by its length, not by the file's end
+        self.path = base.path
+        self.gone_at = base.gone_at
+        start, end = anchor_range(base.watermark)
+        tail = file.pread(end - start, start)
+        if len(tail) < end - start or digest(tail) != base.anchor.digest:
+            # Cut short between the probe and now. An impossible tail makes the first read say so.
+            tail = b"\0" * (end - start)
+        self.cursor = Cursor(base.watermark, tail, line_bytes_max)
+        self.ledger = Ledger(base.watermark, tail)
+        self._base = base
+        self._prefix = b""
+        self._fingerprint = base.fingerprint
+        if 0 < base.watermark < FINGERPRINT_BYTES:
+            self._prefix = file.pread(base.watermark, 0)
+
+    @property
+    def base(self) -> Checkpoint:
+        """Return the checkpoint as last made: who the source is, and for whom."""
+        return self._base
+
+    def read(self) -> Piece | Truncated | None:
+        """Read once; None when no line is complete. ``more`` then says whether to read on.
+
+        Starts with the bytes before the position: no stat tells truncation apart from growth.
+        """
+        cursor = self.cursor
+        tail = cursor.tail
+        wanted = len(tail) + cursor.want
+        got = self.file.pread(wanted, cursor.at - len(tail))
+        self.more = len(got) == wanted
+        if not got.startswith(tail):
+            return Truncated(cursor.start)
+        piece = cursor.feed(got)
+        if piece is not None and len(self._prefix) < FINGERPRINT_BYTES > piece.start:
+            self._prefix = self.file.pread(min(FINGERPRINT_BYTES, piece.end), 0)
+        return piece
+
+    def chunk(self, piece: Piece) -> Chunk:
+        """Return the ledger entry for the piece that was just read."""
+        lines = len(piece.lines) + (piece.skipped_to > piece.start)
+        return Chunk(self.ledger, piece.start, piece.end, self.cursor.tail, lines)
+
+    def head(self, start: int, length: int) -> bytes:
+        """Return the beginning of an oversize line that was passed over."""
+        return self.file.pread(length, start)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return how far this generation is settled, and the proof of it."""
+        watermark, tail = self.ledger.watermark, self.ledger.tail
+        if watermark > 0 and self._base.watermark < FINGERPRINT_BYTES:
+            self._fingerprint = digest(self._prefix[: min(FINGERPRINT_BYTES, watermark)])
+        moved = advance(self._base, Anchor(watermark, digest(tail)), self._fingerprint)
+        self._base = replace(moved, path=self.path, gone_at=self.gone_at)
+        return self._base

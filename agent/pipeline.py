@@ -1,0 +1,358 @@
+"""Wires the rooms: who runs when, in which order they start and drain. Nothing else.
+
+Start: store, Kafka (waited for at most ``kafka.start_s``), then reading. Stop: one more scan, read
+to the end of each file, seal, wait for the acknowledgements, checkpoint; what does not fit into
+``agent.drain_s`` stays where its checkpoint says.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from prometheus_client import CollectorRegistry
+
+from agent import __version__, wire
+from agent.admin import Admin, Health
+from agent.checkpoints import Checkpointer
+from agent.chunk import Builders, Chunker, ChunkPolicy
+from agent.clock import Clock, SystemClock, wait_event
+from agent.config import Config
+from agent.core.batch import Batch, Pace
+from agent.core.breaker import Breaker
+from agent.core.delivery import Delivery
+from agent.core.discovery import Scan
+from agent.core.quota import InFlight
+from agent.core.record import RecordPolicy
+from agent.intake import Intake, Worker
+from agent.kafka import KafkaSink
+from agent.opener import Descriptor, Refused, open_beneath
+from agent.scanner import Scanner
+from agent.sink import Outlet
+from agent.sources import Sources
+from agent.store import Store
+from agent.telemetry import Metrics, event
+from agent.watcher import Watcher
+
+log = logging.getLogger(__name__)
+
+DRAIN_DOWN_S = 8.0
+"""How long a stop waits at most while Kafka is away: nothing can be acknowledged then."""
+SCAN_GAP_S = 0.05
+"""Between two scans that hints asked for, so that a storm of new files costs one scan."""
+SCAN_BLIND_S = 0.5
+"""Between two scans where the kernel gives no hints."""
+SWITCH_S = 0.0005
+"""The interpreter's switch interval; its default of 5 ms is what the loop waits for the worker."""
+
+
+def run(config: Config) -> int:
+    """Run until SIGTERM or SIGINT. Return the exit code. Raises ``AgentError``."""
+    sys.setswitchinterval(SWITCH_S)
+    with (
+        contextlib.closing(Store.open(config.agent.state_dir, config.node)) as store,
+        ThreadPoolExecutor(1, "worker") as worker,
+        ThreadPoolExecutor(1, "store") as writer,
+        ThreadPoolExecutor(1, "scan") as scans,
+    ):
+        return asyncio.run(_Pipeline(config, store, worker, writer, scans).run())
+
+
+class _Pipeline:
+    """One run of the agent over an open store."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        worker: ThreadPoolExecutor,
+        writer: ThreadPoolExecutor,
+        scans: ThreadPoolExecutor,
+    ) -> None:
+        self._config = config
+        self._scans = scans
+        self._clock: Clock = SystemClock()
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(self._registry)
+        self._codec = wire.codec(config.kafka.compression, config.kafka.compression_level)
+        self._in_flight = InFlight(config.in_flight)
+        self._pace = Pace(config.batch)
+        self._events = self._outlet("events", config.kafka.topic)
+        self._dead_letters = self._outlet("dead_letters", config.dlq.topic)
+        self._checkpointer = Checkpointer(
+            store.save,
+            writer,
+            self._in_flight,
+            committed=self._committed,
+            clock=self._clock,
+            metrics=self._metrics,
+        )
+        self._worker = Worker(self._new_sources(store), self._new_chunker())
+        self._intake = Intake(
+            self._worker,
+            worker,
+            events=self._events,
+            dead_letters=self._dead_letters,
+            checkpointer=self._checkpointer,
+            in_flight=self._in_flight,
+        )
+        self._scanner = self._new_scanner()
+        self._rescan = asyncio.Event()
+        self._watcher = Watcher(
+            config.source.root, on_data=self._intake.hint, on_change=self._rescan.set
+        )
+        self._stop = asyncio.Event()
+        self._root_problem: str | None = "not scanned yet"
+
+    # ---- the life of one run
+
+    async def run(self) -> int:
+        admin = self._admin()
+        await admin.start()
+        event(log, logging.INFO, "agent.started", version=__version__, pid=os.getpid(),
+              node=self._config.node, http_port=admin.port)  # fmt: skip
+        try:
+            with self._signals():
+                async with asyncio.TaskGroup() as tasks:
+                    keep = [tasks.create_task(work) for work in self._keeping()]
+                    reading = tasks.create_task(self._read())
+                    await self._stop.wait()
+                    reading.cancel()
+                    await self._drain()
+                    for task in keep:
+                        task.cancel()
+        finally:
+            self._watcher.close()
+            await asyncio.gather(self._events.close(), self._dead_letters.close(), admin.close())
+        event(log, logging.INFO, "agent.stopped", unsettled_events=self._in_flight.events)
+        return 0
+
+    def _keeping(self) -> list[Coroutine[None, None, None]]:
+        """What goes on while a stop drains."""
+        return [self._events.run(), self._dead_letters.run(), self._checkpointer.run()]
+
+    async def _read(self) -> None:
+        config = self._config
+        await self._clock.sleep(random.uniform(0, config.agent.start_jitter_s))  # noqa: S311
+        if not await wait_event(self._events.described, config.kafka.start_s):
+            event(log, logging.WARNING, "kafka.absent_at_start", waited_s=config.kafka.start_s,
+                  effect="nothing is read until Kafka has answered once")  # fmt: skip
+        async with asyncio.TaskGroup() as tasks:
+            scanning = tasks.create_task(self._scan_for_ever())
+            await self._intake.run()
+            scanning.cancel()
+
+    async def _scan_for_ever(self) -> None:
+        """Take in one scan after the other: on a hint at once, without one each ``scan_s``."""
+        while True:
+            self._rescan.clear()
+            self._watcher.start(asyncio.get_running_loop())
+            scan = await self._scan()
+            for directory in scan.directories:
+                self._watcher.watch_directory(directory)
+            await self._clock.sleep(SCAN_GAP_S)
+            interval_s = self._config.source.scan_s
+            if self._watcher.problem is not None:
+                interval_s = min(interval_s, SCAN_BLIND_S)
+            await wait_event(self._rescan, interval_s)
+
+    async def _scan(self) -> Scan:
+        loop = asyncio.get_running_loop()
+        known = self._worker.sources.known
+        scan = await loop.run_in_executor(self._scans, self._scanner.scan, known)
+        await self._intake.take_in(scan)
+        self._metrics.lag_bytes.set(self._worker.sources.lag_bytes())
+        if scan.root_problem != self._root_problem:
+            self._root_problem = scan.root_problem
+            level = logging.INFO if scan.root_problem is None else logging.WARNING
+            event(log, level, "root.scanned", root=str(self._config.source.root),
+                  problem=scan.root_problem, files=len(scan.files))  # fmt: skip
+        return scan
+
+    async def _drain(self) -> None:
+        limit_s = self._config.agent.drain_s
+        if self._events.problem is not None:
+            limit_s = min(limit_s, DRAIN_DOWN_S)
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._scan()
+                await self._intake.finish()
+                await self._events.empty.wait()
+                await self._dead_letters.empty.wait()
+        except TimeoutError:
+            event(log, logging.WARNING, "drain.cut_short", limit_s=limit_s,
+                  unsettled_events=self._in_flight.events,
+                  effect="they are read again at the next start")  # fmt: skip
+        await self._checkpointer.flush()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """First SIGTERM or SIGINT: drain. Second: end at once; the checkpoints are true anyway."""
+        loop, running = asyncio.get_running_loop(), asyncio.current_task()
+        assert running is not None
+
+        def stop() -> None:
+            if self._stop.is_set():
+                running.cancel()
+            event(log, logging.INFO, "agent.stopping", drain_s=self._config.agent.drain_s)
+            self._stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    # ---- what happens between the rooms
+
+    def _settled(self, outlet: str, batch: Batch, kafka_offset: int, latency_s: float) -> None:
+        self._checkpointer.settle(batch)
+        metrics = self._metrics
+        metrics.ack_seconds.labels(outlet).observe(latency_s)
+        metrics.batches_delivered.labels(outlet).inc()
+        metrics.sent_bytes.labels(outlet).inc(len(batch.payload))
+        metrics.batch_records.observe(batch.count)
+        if outlet == "events":
+            self._pace.acked(latency_s)
+            metrics.events_delivered.inc(batch.count)
+        else:
+            metrics.dead_letters_delivered.inc(batch.count)
+
+    def _refused(self, outlet: str, batch: Batch, reason: str) -> None:
+        """Kafka will never take this one record: it goes on as a dead letter, in its place."""
+        self._dead_letters.admit(self._worker.chunker.dead_letter_of(batch, reason))
+
+    def _committed(self) -> None:
+        self._metrics.in_flight_events.set(self._in_flight.events)
+        self._metrics.in_flight_bytes.set(self._in_flight.bytes)
+        if not self._in_flight.full:
+            self._intake.room.set()
+
+    # ---- making the rooms
+
+    def _outlet(self, name: str, topic: str) -> Outlet:
+        kafka, clock = self._config.kafka, self._clock
+        delivery = Delivery(
+            self._config.retry,
+            Breaker(self._config.breaker, clock.monotonic),
+            split=partial(wire.split, codec=self._codec),
+            retire_s=kafka.request_timeout_s,
+            clock=clock.monotonic,
+            jitter=random.random,
+        )
+        connect = partial(
+            KafkaSink.connect,
+            kafka.bootstrap_servers,
+            topic,
+            client_id=kafka.client_id,
+            timeout_s=kafka.request_timeout_s,
+        )
+        return Outlet(
+            name,
+            delivery,
+            connect,
+            settled=partial(self._settled, name),
+            refused=partial(self._refused, name),
+            clock=clock,
+            metrics=self._metrics,
+        )
+
+    def _new_sources(self, store: Store) -> Sources:
+        source = self._config.source
+        return Sources(
+            self._open,
+            store.load(),
+            line_bytes_max=source.line_bytes_max,
+            descriptors_max=source.descriptors_max,
+            start_at_end=source.start_at == "end",
+            forget_after_s=source.forget_after_s,
+            clock=self._clock,
+            metrics=self._metrics,
+        )
+
+    def _new_chunker(self) -> Chunker:
+        config = self._config
+        policy = ChunkPolicy(
+            node=config.node,
+            schema=config.schema,
+            record=RecordPolicy(version=__version__, hostname=config.node, key=config.kafka.key),
+            line_bytes_max=config.source.line_bytes_max,
+            event_time=config.kafka.timestamp == "event",
+        )
+        builders = partial(
+            Builders,
+            codec=self._codec,
+            pace=self._pace,
+            bytes_max=config.batch.bytes_max,
+            partitioner=config.kafka.partitioner,
+        )
+        events = builders(lambda: self._events.topic)
+        dead_letters = builders(lambda: self._dead_letters.topic)
+        return Chunker(policy, events, dead_letters, clock=self._clock, metrics=self._metrics)
+
+    def _open(self, path: str) -> Descriptor | Refused:
+        try:
+            root = os.open(self._config.source.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            return Refused("gone", f"the root: {error.strerror}")
+        try:
+            return open_beneath(root, path, links_max=None)
+        finally:
+            os.close(root)
+
+    def _new_scanner(self) -> Scanner:
+        source = self._config.source
+        return Scanner(
+            source.root,
+            source.include,
+            source.exclude,
+            client_depth=source.client_depth,
+            client=source.client,
+            files_max=source.files_max,
+        )
+
+    # ---- what the outside may ask
+
+    def _admin(self) -> Admin:
+        return Admin(
+            self._config.http.host,
+            self._config.http.port,
+            registry=self._registry,
+            health=lambda: Health(True),
+            ready=self._ready,
+            status=self._status,
+        )
+
+    def _ready(self) -> Health:
+        problems = {
+            "events": self._events.problem,
+            "dead_letters": self._dead_letters.problem,
+            "root": self._root_problem,
+        }
+        reasons = tuple(f"{where}: {why}" for where, why in problems.items() if why is not None)
+        return Health(not reasons, reasons)
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "version": __version__,
+            "node": self._config.node,
+            "stopping": self._stop.is_set(),
+            "root": {"path": str(self._config.source.root), "problem": self._root_problem},
+            "watcher": self._watcher.problem,
+            "in_flight": {"events": self._in_flight.events, "bytes": self._in_flight.bytes},
+            "sinks": {o.name: o.status() for o in (self._events, self._dead_letters)},
+            "files": [
+                {"path": f.checkpoint.path, "client": f.checkpoint.client,
+                 "source": f.checkpoint.source_id, "generation": f.checkpoint.generation,
+                 "watermark": f.checkpoint.watermark, "size": f.seen.size if f.seen else None}
+                for f in self._worker.sources.open_files()
+            ],
+        }  # fmt: skip

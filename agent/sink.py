@@ -1,0 +1,199 @@
+"""The sink port, and the outlet that carries out what ``core.delivery`` decides.
+
+An outlet has one topic and at most one living producer. Events and dead letters have an outlet
+each, so that neither can stop the other (invariant 6).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from agent.clock import Clock, wait_event
+from agent.core.batch import Batch
+from agent.core.delivery import Action, Close, Connect, Delivery, Phase, Refuse, Send
+from agent.errors import RecordRefused, SinkUnavailable
+from agent.telemetry import Metrics, event
+
+log = logging.getLogger(__name__)
+
+
+class Topic(Protocol):
+    """What a sink learned of its topic before the first send."""
+
+    @property
+    def partitions(self) -> int: ...
+    @property
+    def message_bytes_max(self) -> int: ...
+
+
+class Sink(Protocol):
+    """A living producer for one topic.
+
+    ``send`` may be called again before it returns, at most ``delivery.WINDOW`` times for one
+    partition, and then keeps that partition's order. It returns when every replica has the
+    batch, waits for as long as that takes, and raises ``RecordRefused`` or ``SinkUnavailable``,
+    after which only ``close`` may be called. ``close`` never raises and is bounded in time.
+    """
+
+    @property
+    def topic(self) -> Topic: ...
+    async def send(self, batch: Batch) -> int: ...
+    async def close(self) -> None: ...
+
+
+class Outlet:
+    """Where batches of one topic leave the node.
+
+    Lifetime: ``admit`` at any time; ``run`` until cancelled; then ``close``. Whatever was
+    admitted and not handed to ``settled`` or ``refused`` by then stays above the watermark.
+
+    Args:
+        name: ``events`` or ``dead_letters``; a label in metrics and logs.
+        connect: Make a sink. Raises ``SinkUnavailable``.
+        settled: Called once for each batch that Kafka has, with its first ``kafka_offset`` and
+            the seconds from being handed over to the acknowledgement.
+        refused: Called once for a single record that Kafka will never take, with the reason.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        delivery: Delivery,
+        connect: Callable[[], Awaitable[Sink]],
+        *,
+        settled: Callable[[Batch, int, float], None],
+        refused: Callable[[Batch, str], None],
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.name = name
+        self.delivery = delivery
+        self.topic: Topic | None = None  # as last described
+        self.described = asyncio.Event()
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self._connect = connect
+        self._settled = settled
+        self._refused = refused
+        self._clock = clock
+        self._metrics = metrics
+        self._sink: Sink | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._said: str | None = "not connected yet"
+
+    def admit(self, batch: Batch) -> None:
+        self.empty.clear()
+        self._carry_out(self.delivery.admit(batch))
+
+    async def run(self) -> None:
+        """Let time pass for the machine: connect, retire and try again when it is due."""
+        while True:
+            self._carry_out(self.delivery.tick())
+            self._wake.clear()  # after: carrying out wakes too, and the tick was for this turn
+            due_s = self.delivery.due_s
+            wait_s = 60.0 if due_s is None else max(0.0, due_s - self._clock.monotonic())
+            await wait_event(self._wake, wait_s)
+
+    async def close(self) -> None:
+        """Let go of the producer and of what is on its way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._sink is not None:
+            await self._sink.close()
+            self._sink = None
+
+    @property
+    def problem(self) -> str | None:
+        """Return why nothing can be delivered just now, or None."""
+        if self.delivery.phase is Phase.LIVE:
+            return None
+        return self.delivery.reason or "connecting"
+
+    def status(self) -> dict[str, object]:
+        """Return what an operator asks first; plain values only."""
+        delivery = self.delivery
+        return {
+            "phase": delivery.phase.value,
+            "problem": self.problem,
+            "breaker": delivery.breaker.state.value,
+            "batches_queued": delivery.queued,
+            "oldest_unacknowledged_s": round(delivery.oldest_pending_s(), 3),
+        }
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(batch):
+                    assert self._sink is not None
+                    self._spawn(self._send(self._sink, batch))
+                case Refuse(batch, reason):
+                    self._refused(batch, reason)
+                case Connect():
+                    self._spawn(self._make_sink())
+                case Close():
+                    self._spawn(self._drop_sink())
+        if not self.delivery.queued:
+            self.empty.set()
+        self._wake.set()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make_sink(self) -> None:
+        try:
+            sink = await self._connect()
+        except SinkUnavailable as unavailable:
+            self._say(unavailable.reason, str(unavailable))
+            self._carry_out(self.delivery.connect_failed(unavailable.reason))
+            return
+        self._sink, self.topic = sink, sink.topic
+        self.described.set()
+        self._say(None)
+        self._carry_out(self.delivery.connected(sink.topic.partitions))
+
+    async def _drop_sink(self) -> None:
+        sink, self._sink = self._sink, None
+        assert sink is not None
+        self._metrics.producer_retirements.labels(self.name).inc()
+        current = asyncio.current_task()
+        for task in self._tasks:  # all but this one are sends of this sink: their fate is unknown
+            if task is not current:
+                task.cancel()
+        await sink.close()
+        self._carry_out(self.delivery.closed())
+
+    async def _send(self, sink: Sink, batch: Batch) -> None:
+        started_s = self._clock.monotonic()
+        try:
+            kafka_offset = await sink.send(batch)
+        except RecordRefused as refused:
+            if sink is self._sink:
+                event(log, logging.WARNING, "batch.refused", sink=self.name, detail=str(refused))
+                self._carry_out(self.delivery.refused(batch, refused.reason))
+        except SinkUnavailable as unavailable:
+            if sink is self._sink:
+                self._say(unavailable.reason, str(unavailable))
+                self._carry_out(self.delivery.failed(batch, unavailable.reason))
+        else:
+            if sink is self._sink:
+                actions = self.delivery.acked(batch)
+                self._settled(batch, kafka_offset, self._clock.monotonic() - started_s)
+                self._carry_out(actions)
+
+    def _say(self, reason: str | None, detail: str = "") -> None:
+        """Log a change of state once, however often the same failure comes back."""
+        self._metrics.sink_up.labels(self.name).set(reason is None)
+        if reason is not None:
+            self._metrics.send_failures.labels(self.name, reason).inc()
+        if reason == self._said:
+            return
+        self._said = reason
+        if reason is None:
+            event(log, logging.INFO, "sink.up", sink=self.name)
+        else:
+            event(log, logging.WARNING, "sink.down", sink=self.name, reason=reason, detail=detail)

@@ -1,0 +1,326 @@
+"""Hints from the kernel: where to look before the next scan would. They may be lost; scans may not.
+
+Two sources, because one would cost too much. Lifecycle (created, moved, deleted) comes through
+watchdog. Data comes through an inotify descriptor of our own that is damped: after its first event
+nobody listens for ``damp_s``, then everything that piled up is taken at once and each file is named
+once. A file written ten thousand times a second so costs as much as one written two hundred times.
+Nothing runs while nothing happens.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import os
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify import InotifyObserver
+
+Problem = Literal[
+    "root_missing",
+    "permission",
+    "watches_exhausted",
+    "instances_exhausted",
+    "remote_filesystem",
+    "unsupported",
+]
+"""Why hints do not come, or not for all: a label. The scan goes on finding everything."""
+
+EVERYTHING = None
+"""What ``on_data`` is given when events were lost: any file may have grown."""
+
+DRAIN_BYTES = 64 * 1024
+DRAINS_MAX = 16
+"""Reads of one drain: more than the kernel's default queue of 16,384 events of short names."""
+
+_LIFECYCLE: list[type[FileSystemEvent]] = [
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+]
+
+# linux/inotify.h
+_IN_MODIFY = 0x002
+_IN_DELETE_SELF = 0x400
+_IN_MOVE_SELF = 0x800
+_IN_UNMOUNT = 0x2000
+_IN_Q_OVERFLOW = 0x4000
+_IN_IGNORED = 0x8000
+_IN_ONLYDIR = 0x01000000
+_IN_DONT_FOLLOW = 0x02000000
+_IN_EXCL_UNLINK = 0x04000000
+_MASK = _IN_MODIFY | _IN_ONLYDIR | _IN_EXCL_UNLINK
+_ROOT_LEFT = _IN_DELETE_SELF | _IN_MOVE_SELF | _IN_UNMOUNT
+_EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name that follows
+
+# linux/magic.h and the file systems' own headers: NFS, SMB, CIFS, SMB2, 9p, FUSE, Ceph.
+_REMOTE = {0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x01021997, 0x65735546, 0x00C36400}
+_STATFS_BYTES = 256
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_BY_ERRNO: dict[int | None, Problem] = {
+    errno.ENOENT: "root_missing",
+    errno.ENOTDIR: "root_missing",
+    errno.EACCES: "permission",
+    errno.EPERM: "permission",
+    errno.ENOSPC: "watches_exhausted",
+    errno.EMFILE: "instances_exhausted",
+    errno.ENFILE: "instances_exhausted",
+}
+
+
+class Watcher:
+    """Says when something beneath ``root`` changed; every callback comes on the loop's thread.
+
+    Args:
+        on_data: takes the path of a file that was written, relative to the root and
+            surrogate-escaped as ``os.fsdecode`` does; or ``EVERYTHING``.
+        on_change: something was created, moved or deleted, or a new watch may have come too late
+            for it: scan soon.
+        damp_s: seconds between the first event and the callbacks for all that came meanwhile.
+
+    Lifetime: ``start`` as often as it takes; it does nothing while running. ``close`` ends the
+    three threads of watchdog, waits for them, and may be followed by ``start``.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        on_data: Callable[[str | None], None],
+        on_change: Callable[[], None],
+        damp_s: float = 0.005,
+    ) -> None:
+        self._root = root
+        self._on_data = on_data
+        self._on_change = on_change
+        self._damp_s = damp_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lifecycle: _Lifecycle | None = None
+        self._fd = -1
+        self._watched: dict[int, str] = {}  # watch descriptor -> directory
+        self._drain_later: asyncio.TimerHandle | None = None
+        self._problem: Problem | None = None
+
+    @property
+    def problem(self) -> Problem | None:
+        """Return why polling is needed, None when hints come."""
+        return self._problem
+
+    @property
+    def running(self) -> bool:
+        return self._fd >= 0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to watch; raises nothing, see ``problem``. Subdirectories: ``watch_directory``."""
+        if self.running:
+            return
+        self._loop, self._problem = loop, None
+        try:
+            self._fd = _inotify()
+            _add_watch(self._fd, self._root, _MASK | _ROOT_LEFT)
+            self._lifecycle = _Lifecycle(self._root, loop, self._lifecycle_changed)
+        except OSError as error:
+            self.close()
+            self._problem = _BY_ERRNO.get(error.errno, "unsupported")
+            return
+        if _remote(self._root):
+            self._problem = "remote_filesystem"
+        loop.add_reader(self._fd, self._readable)
+        self.watch_directory("")
+
+    def watch_directory(self, relative: str) -> None:
+        """Watch the files of one directory; again is harmless. Its subdirectories are not."""
+        if not self.running:
+            return
+        # A moved directory keeps its watch: the kernel answers with the one it has, and the new
+        # name replaces the old one.
+        mask = _MASK | (_IN_DONT_FOLLOW if relative else _ROOT_LEFT)
+        try:
+            added = _add_watch(self._fd, self._root / relative, mask)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                self._problem = "watches_exhausted"
+            return
+        if self._watched.get(added) != relative:
+            self._watched[added] = relative
+            self._on_change()  # what was written before the watch stood has no event
+
+    def close(self) -> None:
+        """Stop. No callback comes after it returns."""
+        if self._drain_later:
+            self._drain_later.cancel()
+            self._drain_later = None
+        if self._fd >= 0:
+            assert self._loop is not None
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        self._watched.clear()
+        if self._lifecycle:
+            self._lifecycle.close()
+            self._lifecycle = None
+
+    def _lifecycle_changed(self, there: set[str], left: set[str]) -> None:
+        # A name can be in both, in either order; the file system knows which came last.
+        for relative in left:
+            self._forget(relative)
+        for relative in there:
+            self.watch_directory(relative)
+        self._on_change()
+
+    def _forget(self, directory: str) -> None:
+        """Drop the watches of a directory that left, and of all below it."""
+        below = directory + "/"
+        for wd, name in list(self._watched.items()):
+            if name == directory or name.startswith(below):
+                del self._watched[wd]
+                _libc.inotify_rm_watch(self._fd, wd)  # fails where the kernel was first
+
+    def _readable(self) -> None:
+        assert self._loop is not None
+        self._loop.remove_reader(self._fd)
+        self._drain_later = self._loop.call_later(self._damp_s, self._drain)
+
+    def _drain(self) -> None:
+        assert self._loop is not None
+        self._drain_later = None
+        written: dict[str, None] = {}  # each once, in the order of the first event
+        lost = left = False
+        for wd, mask, name in _pending(self._fd):
+            directory = self._watched.get(wd)
+            lost |= bool(mask & _IN_Q_OVERFLOW)
+            left |= directory == "" and bool(mask & (_ROOT_LEFT | _IN_IGNORED))
+            if mask & _IN_IGNORED:
+                self._watched.pop(wd, None)
+            elif mask & _IN_MODIFY and directory is not None:
+                written[f"{directory}/{name}" if directory else name] = None
+        self._loop.add_reader(self._fd, self._readable)
+        hints = [*written, EVERYTHING] if lost else written
+        for path in hints:
+            if self.running:  # a callback may close us
+                self._on_data(path)
+        if left and self.running:
+            self.close()
+            self._problem = "root_missing"
+            self._on_change()
+        elif lost and self.running:
+            self._on_change()
+
+
+class _Lifecycle(FileSystemEventHandler):
+    """watchdog's threads, and the way from them to the loop: a storm arrives there as one call."""
+
+    def __init__(
+        self,
+        root: Path,
+        loop: asyncio.AbstractEventLoop,
+        changed: Callable[[set[str], set[str]], None],
+    ) -> None:
+        self._root = os.path.realpath(root)  # watchdog watches a link itself, not what it names
+        self._loop = loop
+        self._changed = changed
+        self._directories: deque[tuple[bool, str]] = deque()  # (is it there, path), both threads
+        self._told = False
+        self._closed = False
+        self._observer: BaseObserver = InotifyObserver()
+        try:
+            self._observer.schedule(self, self._root, recursive=True, event_filter=_LIFECYCLE)
+            self._observer.start()
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._closed = True
+        self._observer.stop()
+        with contextlib.suppress(RuntimeError):  # it never started
+            self._observer.join()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Take one event, in watchdog's thread."""
+        if isinstance(event, DirDeletedEvent | DirMovedEvent):
+            self._directories.append((False, self._relative(event.src_path)))
+        if isinstance(event, DirCreatedEvent):
+            self._directories.append((True, self._relative(event.src_path)))
+        if isinstance(event, DirMovedEvent):
+            self._directories.append((True, self._relative(event.dest_path)))
+        if not self._told:
+            self._told = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody to tell
+                self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        self._told = False  # before the queue is emptied: a later event tells again
+        there: set[str] = set()
+        left: set[str] = set()
+        while self._directories:
+            is_there, path = self._directories.popleft()
+            (there if is_there else left).add(path)
+        if not self._closed:
+            self._changed(there - {"."}, left - {"."})
+
+    def _relative(self, path: bytes | str) -> str:
+        return os.path.relpath(os.fsdecode(path), self._root)
+
+
+def _inotify() -> int:
+    fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    if fd < 0:
+        raise _last_error()
+    return fd
+
+
+def _add_watch(fd: int, directory: Path, mask: int) -> int:
+    added = int(_libc.inotify_add_watch(fd, os.fsencode(directory), ctypes.c_uint32(mask)))
+    if added < 0:
+        raise _last_error()
+    return added
+
+
+def _last_error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))
+
+
+def _pending(fd: int) -> Iterator[tuple[int, int, str]]:
+    """Yield (watch descriptor, mask, name) of what the kernel holds, bounded; never blocks."""
+    for _ in range(DRAINS_MAX):
+        try:
+            events = os.read(fd, DRAIN_BYTES)
+        except BlockingIOError:
+            return
+        at = 0
+        while at < len(events):
+            wd, mask, _cookie, length = _EVENT.unpack_from(events, at)
+            at += _EVENT.size
+            yield wd, mask, os.fsdecode(events[at : at + length].rstrip(b"\0"))
+            at += length
+
+
+def _remote(directory: Path) -> bool:
+    """Return whether others may write here without this kernel noticing."""
+    answer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.statfs(os.fsencode(directory), answer) != 0:
+        return False
+    (kind,) = struct.unpack_from("l", answer)  # struct statfs: f_type
+    return kind & 0xFFFFFFFF in _REMOTE

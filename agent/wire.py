@@ -1,0 +1,173 @@
+"""Kafka's record batch, magic 2, as bytes: filled, compressed, cut in two, and stamped.
+
+Records are encoded by aiokafka's compiled builder without its compression: that one runs gzip
+at level 9 on the event loop, at 25 times the cost of isal's level 1. A sealed batch keeps the
+compressed records section only; the 61 bytes before it carry the producer's identity and
+sequence and are written when a producer takes the batch, as often as that happens.
+
+Format: https://kafka.apache.org/documentation/#recordbatch
+"""
+
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from aiokafka.record._crecords.cutil import crc32c_cython
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from isal import igzip
+
+from agent.core.batch import Batch
+from agent.core.ledger import Chunk
+
+Headers = list[tuple[str, bytes]]
+
+_HEADER = struct.Struct(">qiibIhiqqqhii")
+_ATTRIBUTES_AT = struct.calcsize(">qiibI")
+_CRC_AT = struct.calcsize(">qiib")
+_LENGTH_COUNTS_FROM = struct.calcsize(">qi")
+_MAGIC = 2
+
+HEADER_BYTES = _HEADER.size
+
+
+class Record(NamedTuple):
+    """One Kafka record. ``timestamp_ms`` is its create time."""
+
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes
+    headers: Headers
+
+
+class Codec(NamedTuple):
+    """How a records section is compressed; ``number`` is Kafka's attribute for it."""
+
+    number: int
+    compress: Callable[[bytes], bytes]
+
+
+def codec(compression: str, level: int | None) -> Codec:
+    """Return the codec named ``gzip`` or ``none``. gzip levels up to 3 are isal's own."""
+    if compression == "none":
+        return Codec(0, bytes)
+    assert compression == "gzip", compression
+    return Codec(1, _gzip(1 if level is None else level))
+
+
+def _gzip(level: int) -> Callable[[bytes], bytes]:
+    if level <= igzip._COMPRESS_LEVEL_BEST:  # noqa: SLF001 - 3; beyond it isal has no level
+        return lambda section: igzip.compress(section, level, mtime=0)
+    import gzip  # only who asks for ratio pays for it
+
+    return lambda section: gzip.compress(section, level, mtime=0)
+
+
+class Builder:
+    """An open batch of one partition: records are appended until it is full, then sealed."""
+
+    __slots__ = ("_builder", "chunks", "count", "first_ms", "max_ms", "opened_at_s", "partition")
+
+    def __init__(self, partition: int, bytes_max: int, opened_at_s: float) -> None:
+        self.partition = partition
+        self.opened_at_s = opened_at_s
+        self.count = 0
+        self.first_ms = self.max_ms = 0
+        self.chunks: list[Chunk] = []
+        self._builder = DefaultRecordBatchBuilder(_MAGIC, 0, 0, -1, -1, -1, bytes_max)
+
+    def append(self, timestamp_ms: int, key: bytes | None, value: bytes, headers: Headers) -> bool:
+        """Take a record; False if the batch is too full for it.
+
+        The first record is always taken, whatever its size: see the length of ``Batch.payload``.
+        """
+        count = self.count
+        if self._builder.append(count, timestamp_ms, key, value, headers) is None:
+            return False
+        if count == 0:
+            self.first_ms = self.max_ms = timestamp_ms
+        elif timestamp_ms > self.max_ms:
+            self.max_ms = timestamp_ms
+        self.count = count + 1
+        return True
+
+    def hold(self, chunk: Chunk) -> None:
+        """Note that a line of ``chunk`` is in here, so that it is settled with this batch."""
+        if not self.chunks or self.chunks[-1] is not chunk:
+            self.chunks.append(chunk)
+            chunk.open_batches += 1
+
+    def seal(self, codec: Codec) -> Batch:
+        """Compress what was appended. The builder must not be used afterwards."""
+        assert self.count, "an empty batch would settle nothing"
+        section = bytes(memoryview(self._builder.build())[HEADER_BYTES:])
+        return Batch(
+            partition=self.partition,
+            count=self.count,
+            payload=codec.compress(section),
+            codec=codec.number,
+            first_ms=self.first_ms,
+            max_ms=self.max_ms,
+            raw_bytes=len(section),
+            opened_at_s=self.opened_at_s,
+            chunks=self.chunks,
+        )
+
+
+def stamp(batch: Batch, producer_id: int, producer_epoch: int, base_sequence: int) -> bytearray:
+    """Return the whole record batch as it goes on the wire for one producer's life."""
+    buffer = bytearray(HEADER_BYTES + len(batch.payload))
+    _HEADER.pack_into(
+        buffer,
+        0,
+        0,  # base offset: the broker's to give
+        len(buffer) - _LENGTH_COUNTS_FROM,
+        -1,  # partition leader epoch
+        _MAGIC,
+        0,  # CRC, below
+        batch.codec,
+        batch.count - 1,
+        batch.first_ms,
+        batch.max_ms,
+        producer_id,
+        producer_epoch,
+        base_sequence,
+        batch.count,
+    )
+    buffer[HEADER_BYTES:] = batch.payload
+    crc = crc32c_cython(memoryview(buffer)[_ATTRIBUTES_AT:])
+    struct.pack_into(">I", buffer, _CRC_AT, crc)
+    return buffer
+
+
+def records(batch: Batch) -> list[Record]:
+    """Decode a sealed batch again: to cut it, or to move its records elsewhere."""
+    return [
+        Record(record.timestamp, record.key, record.value or b"", _headers(record.headers))
+        for record in DefaultRecordBatch(bytes(stamp(batch, -1, -1, -1)))
+    ]
+
+
+def split(batch: Batch, codec: Codec) -> tuple[Batch, Batch]:
+    """Cut a batch of at least two records in two, in order. Both halves keep all its chunks.
+
+    The caller counts: every chunk is in one batch more than before.
+    """
+    assert batch.count > 1, "a single record cannot be cut"
+    whole = records(batch)
+    half = batch.count // 2
+    first = reseal(batch, whole[:half], codec)
+    return first, reseal(batch, whole[half:], codec)
+
+
+def reseal(batch: Batch, chosen: list[Record], codec: Codec) -> Batch:
+    """Seal ``chosen`` in place of ``batch``: same partition, same chunks, not counted anew."""
+    builder = Builder(batch.partition, 1 << 30, batch.opened_at_s)
+    for record in chosen:
+        builder.append(*record)
+    sealed = builder.seal(codec)
+    sealed.chunks = list(batch.chunks)
+    return sealed
+
+
+def _headers(raw: list[tuple[str, bytes | None]]) -> Headers:
+    return [(name, value or b"") for name, value in raw]

@@ -1,0 +1,102 @@
+"""How batches grow and how long they stay open: from the policy's floor to its ceiling."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.core.batch import BATCHES_PER_S_MAX, Pace
+from agent.core.policy import BatchPolicy
+
+POLICY = BatchPolicy(records_max=100, age_min_s=0.01, age_max_s=10.0)
+
+SEALS = st.lists(st.tuples(st.integers(1, 5000), st.booleans()), max_size=50)
+LATENCIES = st.lists(st.floats(0, 1000), max_size=50)
+
+
+def grown(times: int) -> Pace:
+    pace = Pace(POLICY)
+    for _ in range(times):
+        pace.sealed(pace.records_max, full=True)
+    return pace
+
+
+def test_a_quiet_line_waits_the_least_time() -> None:
+    assert 0.01 == Pace(POLICY).window_s(0)
+
+
+def test_the_window_widens_to_half_of_an_acknowledgement() -> None:
+    """A batch that leaves while its predecessor is on its way only waits in a queue."""
+    pace = Pace(POLICY)
+    for _ in range(100):
+        pace.acked(0.4)
+
+    assert pytest.approx(0.2) == pace.window_s(1)
+
+
+def test_the_window_narrows_again_when_acknowledgements_are_quick() -> None:
+    pace = Pace(POLICY)
+    for latency_s in (5.0,) * 50 + (0.0,) * 100:
+        pace.acked(latency_s)
+
+    assert 0.01 == pace.window_s(1)
+
+
+@pytest.mark.parametrize("open_batches", [12, 120, 1200])
+def test_many_open_batches_share_what_may_leave_in_a_second(open_batches: int) -> None:
+    window_s = Pace(POLICY).window_s(open_batches)
+
+    assert open_batches / window_s <= BATCHES_PER_S_MAX + 1e-6
+
+
+@given(LATENCIES, st.integers(0, 1_000_000))
+def test_the_window_stays_between_floor_and_ceiling(
+    latencies: list[float], open_batches: int
+) -> None:
+    pace = Pace(POLICY)
+    for latency_s in latencies:
+        pace.acked(latency_s)
+
+    assert POLICY.age_min_s <= pace.window_s(open_batches) <= POLICY.age_max_s
+
+
+def test_full_batches_double_the_size() -> None:
+    assert 800 == grown(3).records_max
+
+
+def test_a_batch_that_is_full_by_bytes_leaves_the_size_alone() -> None:
+    pace = grown(1)
+    pace.sealed(150, full=True)
+
+    assert 200 == pace.records_max
+
+
+def test_batches_that_end_half_empty_halve_the_size() -> None:
+    pace = grown(3)
+    pace.sealed(400, full=False)
+    assert 800 == pace.records_max
+
+    pace.sealed(399, full=False)
+    assert 400 == pace.records_max
+
+
+@given(SEALS)
+def test_the_size_never_falls_below_the_policy(seals: list[tuple[int, bool]]) -> None:
+    pace = Pace(POLICY)
+    for records, full in seals:
+        pace.sealed(records, full=full)
+
+        assert POLICY.records_max <= pace.records_max
+
+
+@given(SEALS)
+def test_the_size_is_at_most_twice_the_largest_batch_ever_full(
+    seals: list[tuple[int, bool]],
+) -> None:
+    """What ends the growth is ``bytes_max``: a batch that it fills is smaller than the size."""
+    pace, largest = Pace(POLICY), 0
+    for records, full in seals:
+        records = min(records, pace.records_max)  # noqa: PLW2901 - no batch holds more
+        largest = max(largest, records)
+        pace.sealed(records, full=full)
+
+        assert pace.records_max <= max(POLICY.records_max, 2 * largest)

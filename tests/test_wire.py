@@ -1,0 +1,246 @@
+"""Record batches as bytes: what a consumer decodes is what was appended, whoever sends it."""
+
+import struct
+import tracemalloc
+import zlib
+
+import pytest
+from aiokafka.record import MemoryRecords
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import wire
+from agent.core.batch import Batch
+from agent.core.ledger import Ledger
+from agent.wire import Builder, Codec, Record, codec
+from tests.fakes import chunks_of
+
+GZIP, PLAIN = codec("gzip", None), codec("none", None)
+CODECS = st.sampled_from([GZIP, PLAIN, codec("gzip", 0), codec("gzip", 9)])
+
+HEADERS = st.lists(st.tuples(st.text(max_size=8), st.binary(max_size=8)), max_size=4)
+RECORD = st.builds(
+    Record,
+    timestamp_ms=st.integers(0, 1 << 45),
+    key=st.none() | st.binary(max_size=20),
+    value=st.binary(max_size=100),
+    headers=HEADERS,
+)
+RECORDS = st.lists(RECORD, min_size=1, max_size=30)
+
+
+def sealed(records: list[Record], compressed: Codec = PLAIN, partition: int = 3) -> Batch:
+    builder = Builder(partition, 1 << 20, 7.5)
+    for record in records:
+        assert builder.append(*record)
+    return builder.seal(compressed)
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C bit by bit, from the polynomial (RFC 3720, B.4)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def test_a_stamped_batch_is_kafkas_format_byte_by_byte() -> None:
+    """Field for field from kafka.apache.org/documentation/#recordbatch."""
+    batch = sealed([Record(1000, b"k", b"value", [("h", b"x")]), Record(1005, None, b"", [])])
+
+    got = bytes(wire.stamp(batch, producer_id=0x0102030405060708, producer_epoch=9,
+                           base_sequence=0x0A0B0C0D))  # fmt: skip
+
+    first = bytes.fromhex("00" "00" "00") + b"\x02k" + b"\x0avalue" + b"\x02" + b"\x02h\x02x"
+    second = bytes.fromhex("00" "0a" "02") + b"\x01" + b"\x00" + b"\x00"
+    section = bytes([2 * len(first)]) + first + bytes([2 * len(second)]) + second
+    counted = (
+        bytes.fromhex("0000")  # attributes: no compression, create time
+        + bytes.fromhex("00000001")  # last offset delta
+        + bytes.fromhex("00000000000003e8")  # base timestamp
+        + bytes.fromhex("00000000000003ed")  # max timestamp
+        + bytes.fromhex("0102030405060708")  # producer id
+        + bytes.fromhex("0009")  # producer epoch
+        + bytes.fromhex("0a0b0c0d")  # base sequence
+        + bytes.fromhex("00000002")  # records
+        + section
+    )
+    length = 4 + 1 + 4 + len(counted)  # everything after the length itself
+    assert got == (
+        bytes.fromhex("0000000000000000")  # base offset
+        + struct.pack(">i", length)
+        + bytes.fromhex("ffffffff")  # partition leader epoch
+        + b"\x02"  # magic
+        + struct.pack(">I", crc32c(counted))
+        + counted
+    )
+
+
+@given(RECORDS, CODECS, st.integers(0, 1 << 62), st.integers(0, 1 << 14), st.integers(0, 1 << 30))
+def test_a_consumer_reads_what_was_appended(
+    records: list[Record], compressed: Codec, producer_id: int, epoch: int, sequence: int
+) -> None:
+    batch = sealed(records, compressed)
+
+    memory = MemoryRecords(bytes(wire.stamp(batch, producer_id, epoch, sequence)))
+    read = memory.next_batch()
+
+    assert read.validate_crc()
+    assert not memory.has_next()
+    assert (producer_id, epoch, sequence) == (
+        read.producer_id,
+        read.producer_epoch,
+        read.base_sequence,
+    )
+    got = [Record(r.timestamp, r.key, r.value, list(r.headers)) for r in read]
+    assert records == got
+    assert (len(records), records[0].timestamp_ms, max(r.timestamp_ms for r in records)) == (
+        batch.count,
+        batch.first_ms,
+        batch.max_ms,
+    )
+
+
+@given(RECORDS, CODECS)
+def test_a_sealed_batch_decodes_to_its_records(records: list[Record], compressed: Codec) -> None:
+    assert records == wire.records(sealed(records, compressed))
+
+
+def test_stamping_for_another_producer_changes_nothing_else() -> None:
+    """A batch goes again after a retirement without being built again."""
+    batch = sealed([Record(1, b"k", b"v", [])], GZIP)
+
+    first, again = wire.stamp(batch, 1, 0, 5), wire.stamp(batch, 2, 3, 0)
+
+    assert first[wire.HEADER_BYTES :] == again[wire.HEADER_BYTES :] == batch.payload
+    assert wire.stamp(batch, 1, 0, 5) == first
+
+
+@pytest.mark.parametrize("level", [None, *range(10)])
+def test_every_gzip_level_is_readable_by_zlib(level: int | None) -> None:
+    records = [Record(1, b"key", b"abc" * 1000, [("event_id", b"1" * 16)])] * 20
+    section = sealed(records).payload
+
+    batch = sealed(records, codec("gzip", level))
+
+    assert 1 == batch.codec
+    assert section == zlib.decompress(batch.payload, wbits=31)
+    assert len(section) == batch.raw_bytes
+    assert level == 0 or len(batch.payload) < len(section) / 4
+    assert records == wire.records(batch)
+
+
+def test_gzip_carries_no_time_of_its_own() -> None:
+    """The same records are the same bytes, whenever they were sealed."""
+    assert b"\0\0\0\0" == sealed([Record(1, None, b"v", [])], GZIP).payload[4:8]
+    assert b"\0\0\0\0" == sealed([Record(1, None, b"v", [])], codec("gzip", 9)).payload[4:8]
+
+
+def test_without_compression_the_section_is_the_payload() -> None:
+    batch = sealed([Record(1, b"k", b"value", [])])
+
+    assert 0 == batch.codec
+    assert batch.raw_bytes == len(batch.payload)
+    assert b"value" in batch.payload
+
+
+@given(st.lists(RECORD, min_size=2, max_size=30), CODECS)
+def test_a_split_keeps_records_and_order(records: list[Record], compressed: Codec) -> None:
+    chunks = chunks_of(Ledger(0, b""), 5, 5)
+    batch = sealed(records, compressed)
+    batch.chunks = chunks
+
+    first, second = wire.split(batch, compressed)
+
+    assert records == wire.records(first) + wire.records(second)
+    assert 0 <= second.count - first.count <= 1
+    for half in (first, second):
+        assert (3, 7.5, chunks) == (half.partition, half.opened_at_s, half.chunks)
+        assert half.chunks is not batch.chunks
+    assert [0, 0] == [chunk.open_batches for chunk in chunks], "the caller counts"
+
+
+@given(RECORDS, CODECS)
+def test_splitting_until_nothing_is_left_to_split_yields_every_record(
+    records: list[Record], compressed: Codec
+) -> None:
+    left, singles = [sealed(records, compressed)], []
+    while left:
+        batch = left.pop(0)
+        if batch.count == 1:
+            singles += wire.records(batch)
+        else:
+            left[:0] = wire.split(batch, compressed)
+
+    assert records == singles
+
+
+def test_a_single_record_cannot_be_cut() -> None:
+    with pytest.raises(AssertionError, match="a single record cannot be cut"):
+        wire.split(sealed([Record(1, None, b"v", [])]), PLAIN)
+
+
+def test_resealing_takes_the_chosen_records_to_the_same_place() -> None:
+    chunks = chunks_of(Ledger(0, b""), 5)
+    records = [Record(n, None, b"%d" % n, []) for n in range(4)]
+    batch = sealed(records, GZIP)
+    batch.chunks = chunks
+
+    chosen = wire.reseal(batch, records[1:3], PLAIN)
+
+    assert records[1:3] == wire.records(chosen)
+    assert (3, chunks, 0) == (chosen.partition, chosen.chunks, chosen.codec)
+    assert (1, 2) == (chosen.first_ms, chosen.max_ms)
+    assert 0 == chunks[0].open_batches
+
+
+def test_resealing_takes_no_more_memory_than_its_records() -> None:
+    """Its bound is a gigabyte, so that every record fits; nothing may be set aside for that."""
+    batch = sealed([Record(1, None, b"v", [])] * 2)
+    tracemalloc.start()
+    try:
+        wire.split(batch, PLAIN)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 1 << 20
+
+
+def test_a_full_batch_takes_no_more_and_stays_as_it_was() -> None:
+    builder = Builder(0, 300, 0.0)
+    assert builder.append(5, None, b"x" * 150, [])
+
+    assert not builder.append(9, None, b"y" * 150, [])
+
+    batch = builder.seal(PLAIN)
+    assert [Record(5, None, b"x" * 150, [])] == wire.records(batch)
+    assert (1, 5) == (batch.count, batch.max_ms)
+    assert len(batch.payload) + wire.HEADER_BYTES <= 300
+
+
+def test_the_first_record_is_taken_whatever_its_size() -> None:
+    builder = Builder(0, 300, 0.0)
+
+    assert builder.append(5, None, b"x" * 10_000, [])
+    assert not builder.append(5, None, b"y", [])
+    assert [b"x" * 10_000] == [record.value for record in wire.records(builder.seal(PLAIN))]
+
+
+def test_an_empty_batch_is_never_sealed() -> None:
+    with pytest.raises(AssertionError, match="settle nothing"):
+        Builder(0, 300, 0.0).seal(PLAIN)
+
+
+def test_a_chunk_is_counted_once_a_batch() -> None:
+    first, second = chunks_of(Ledger(0, b""), 5, 5)
+    builder, other = Builder(0, 300, 0.0), Builder(1, 300, 0.0)
+
+    for chunk in (first, first, second, second):
+        builder.hold(chunk)
+    other.hold(first)
+
+    assert (2, 1) == (first.open_batches, second.open_batches)
+    assert [first, second] == builder.chunks
