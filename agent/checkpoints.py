@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from agent.clock import Clock, wait_event
 from agent.core.batch import Batch
 from agent.core.identity import Checkpoint
@@ -76,6 +78,9 @@ class Checkpointer:
     def put(self, rows: Iterable[Checkpoint], forgotten: Iterable[Checkpoint] = ()) -> None:
         """Take rows that did not come from an acknowledgement, and those to be deleted."""
         for row in rows:
+            newer = self._rows.get((row.source_id, row.generation), row)
+            if newer.watermark > row.watermark:  # an acknowledgement came between
+                row = replace(newer, path=row.path, gone_at=row.gone_at)  # noqa: PLW2901
             self._rows[row.source_id, row.generation] = row
             self._dirty.set()
         for row in forgotten:
@@ -111,7 +116,8 @@ class Checkpointer:
             return
         started_s = self._clock.monotonic()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, self._save, list(rows.values()), forgotten)
+        saving = loop.run_in_executor(self._executor, self._save, [*rows.values()], forgotten)
+        await asyncio.shield(saving)  # cancelled, a commit still in its queue would be lost
         self._metrics.checkpoint_commits.inc()
         self._metrics.checkpoint_seconds.observe(self._clock.monotonic() - started_s)
         for chunk in passed:

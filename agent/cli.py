@@ -114,9 +114,9 @@ def run(config_path: Path | None) -> int:
       feedback-agent run --config /etc/feedback-agent/config.yaml
     """
     loaded = _load(config_path)
-    from agent import telemetry
+    from agent import logs
 
-    telemetry.setup(loaded.log.level, loaded.log.format)
+    logs.setup(loaded.log.level, loaded.log.format)
     from agent import pipeline
 
     return pipeline.run(loaded)

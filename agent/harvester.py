@@ -65,7 +65,6 @@ class Harvester:
 
     __slots__ = (
         "_base",
-        "_fingerprint",
         "_prefix",
         "cursor",
         "file",
@@ -89,7 +88,6 @@ class Harvester:
         self.ledger = Ledger(base.watermark, tail)
         self._base = base
         self._prefix = b""
-        self._fingerprint = base.fingerprint
         if 0 < base.watermark < FINGERPRINT_BYTES:
             self._prefix = file.pread(base.watermark, 0)
 
@@ -125,10 +123,12 @@ class Harvester:
         return self.file.pread(length, start)
 
     def checkpoint(self) -> Checkpoint:
-        """Return how far this generation is settled, and the proof of it."""
-        watermark, tail = self.ledger.watermark, self.ledger.tail
-        if watermark > 0 and self._base.watermark < FINGERPRINT_BYTES:
-            self._fingerprint = digest(self._prefix[: min(FINGERPRINT_BYTES, watermark)])
-        moved = advance(self._base, Anchor(watermark, digest(tail)), self._fingerprint)
-        self._base = replace(moved, path=self.path, gone_at=self.gone_at)
+        """Return how far this generation is settled, and the proof of it. From either thread."""
+        base, (watermark, tail) = self._base, self.ledger.mark
+        if watermark > base.watermark:
+            fingerprint = base.fingerprint
+            if base.watermark < FINGERPRINT_BYTES:
+                fingerprint = digest(self._prefix[: min(FINGERPRINT_BYTES, watermark)])
+            base = advance(base, Anchor(watermark, digest(tail)), fingerprint)
+        self._base = replace(base, path=self.path, gone_at=self.gone_at)
         return self._base

@@ -62,8 +62,7 @@ class Worker:
                 if harvester.more:
                     sources.again(followed)
         sealed = chunker.seal_due()
-        rows, sources.rows = sources.rows, []
-        forgotten, sources.forgotten = sources.forgotten, []
+        rows, forgotten = sources.registry.take()
         wait_s = chunker.due_in_s(IDLE_S) if sources.idle else 0.0
         return Turn(harvester, chunk, sealed, rows, forgotten, wait_s)
 

@@ -33,6 +33,7 @@ from agent.core.record import RecordPolicy
 from agent.intake import Intake, Worker
 from agent.kafka import KafkaSink
 from agent.opener import Descriptor, Refused, open_beneath
+from agent.registry import Registry
 from agent.scanner import Scanner
 from agent.sink import Outlet
 from agent.sources import Sources
@@ -167,7 +168,6 @@ class _Pipeline:
         known = self._worker.sources.known
         scan = await loop.run_in_executor(self._scans, self._scanner.scan, known)
         await self._intake.take_in(scan)
-        self._metrics.lag_bytes.set(self._worker.sources.lag_bytes())
         if scan.root_problem != self._root_problem:
             self._root_problem = scan.root_problem
             level = logging.INFO if scan.root_problem is None else logging.WARNING
@@ -267,14 +267,19 @@ class _Pipeline:
 
     def _new_sources(self, store: Store) -> Sources:
         source = self._config.source
+        registry = Registry(
+            store.load(),
+            line_bytes_max=source.line_bytes_max,
+            forget_after_s=source.forget_after_s,
+            clock=self._clock,
+            metrics=self._metrics,
+        )
         return Sources(
             self._open,
-            store.load(),
+            registry,
             line_bytes_max=source.line_bytes_max,
             descriptors_max=source.descriptors_max,
             start_at_end=source.start_at == "end",
-            forget_after_s=source.forget_after_s,
-            clock=self._clock,
             metrics=self._metrics,
         )
 

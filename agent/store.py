@@ -189,6 +189,7 @@ def _check_rows(database: sqlite_utils.Database) -> None:
     try:
         for row in database["checkpoints"].rows:
             _checkpoint(row)
+        database.execute("SELECT name, value FROM meta").fetchall()
     except Exception as error:
         raise sqlite3.DatabaseError(f"a row: {error!r}") from error
 

@@ -9,12 +9,10 @@ Nothing runs while nothing happens.
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import os
-import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +29,8 @@ from watchdog.events import (
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.inotify import InotifyObserver
 
+from agent import inotify
+
 Problem = Literal[
     "root_missing",
     "permission",
@@ -44,10 +44,6 @@ Problem = Literal[
 EVERYTHING = None
 """What ``on_data`` is given when events were lost: any file may have grown."""
 
-DRAIN_BYTES = 64 * 1024
-DRAINS_MAX = 16
-"""Reads of one drain: more than the kernel's default queue of 16,384 events of short names."""
-
 _LIFECYCLE: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
     DirDeletedEvent,
@@ -57,25 +53,8 @@ _LIFECYCLE: list[type[FileSystemEvent]] = [
     FileMovedEvent,
 ]
 
-# linux/inotify.h
-_IN_MODIFY = 0x002
-_IN_DELETE_SELF = 0x400
-_IN_MOVE_SELF = 0x800
-_IN_UNMOUNT = 0x2000
-_IN_Q_OVERFLOW = 0x4000
-_IN_IGNORED = 0x8000
-_IN_ONLYDIR = 0x01000000
-_IN_DONT_FOLLOW = 0x02000000
-_IN_EXCL_UNLINK = 0x04000000
-_MASK = _IN_MODIFY | _IN_ONLYDIR | _IN_EXCL_UNLINK
-_ROOT_LEFT = _IN_DELETE_SELF | _IN_MOVE_SELF | _IN_UNMOUNT
-_EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name that follows
-
-# linux/magic.h and the file systems' own headers: NFS, SMB, CIFS, SMB2, 9p, FUSE, Ceph.
-_REMOTE = {0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x01021997, 0x65735546, 0x00C36400}
-_STATFS_BYTES = 256
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_MASK = inotify.IN_MODIFY | inotify.IN_ONLYDIR | inotify.IN_EXCL_UNLINK
+_ROOT_LEFT = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_UNMOUNT
 
 _BY_ERRNO: dict[int | None, Problem] = {
     errno.ENOENT: "root_missing",
@@ -136,14 +115,14 @@ class Watcher:
             return
         self._loop, self._problem = loop, None
         try:
-            self._fd = _inotify()
-            _add_watch(self._fd, self._root, _MASK | _ROOT_LEFT)
+            self._fd = inotify.opened()
+            inotify.add_watch(self._fd, self._root, _MASK | _ROOT_LEFT)
             self._lifecycle = _Lifecycle(self._root, loop, self._lifecycle_changed)
         except OSError as error:
             self.close()
             self._problem = _BY_ERRNO.get(error.errno, "unsupported")
             return
-        if _remote(self._root):
+        if inotify.is_remote(self._root):
             self._problem = "remote_filesystem"
         loop.add_reader(self._fd, self._readable)
         self.watch_directory("")
@@ -154,9 +133,9 @@ class Watcher:
             return
         # A moved directory keeps its watch: the kernel answers with the one it has, and the new
         # name replaces the old one.
-        mask = _MASK | (_IN_DONT_FOLLOW if relative else _ROOT_LEFT)
+        mask = _MASK | (inotify.IN_DONT_FOLLOW if relative else _ROOT_LEFT)
         try:
-            added = _add_watch(self._fd, self._root / relative, mask)
+            added = inotify.add_watch(self._fd, self._root / relative, mask)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 self._problem = "watches_exhausted"
@@ -194,7 +173,7 @@ class Watcher:
         for wd, name in list(self._watched.items()):
             if name == directory or name.startswith(below):
                 del self._watched[wd]
-                _libc.inotify_rm_watch(self._fd, wd)  # fails where the kernel was first
+                inotify.remove_watch(self._fd, wd)  # fails where the kernel was first
 
     def _readable(self) -> None:
         assert self._loop is not None
@@ -206,13 +185,13 @@ class Watcher:
         self._drain_later = None
         written: dict[str, None] = {}  # each once, in the order of the first event
         lost = left = False
-        for wd, mask, name in _pending(self._fd):
+        for wd, mask, name in inotify.pending(self._fd):
             directory = self._watched.get(wd)
-            lost |= bool(mask & _IN_Q_OVERFLOW)
-            left |= directory == "" and bool(mask & (_ROOT_LEFT | _IN_IGNORED))
-            if mask & _IN_IGNORED:
+            lost |= bool(mask & inotify.IN_Q_OVERFLOW)
+            left |= directory == "" and bool(mask & (_ROOT_LEFT | inotify.IN_IGNORED))
+            if mask & inotify.IN_IGNORED:
                 self._watched.pop(wd, None)
-            elif mask & _IN_MODIFY and directory is not None:
+            elif mask & inotify.IN_MODIFY and directory is not None:
                 written[f"{directory}/{name}" if directory else name] = None
         self._loop.add_reader(self._fd, self._readable)
         hints = [*written, EVERYTHING] if lost else written
@@ -281,46 +260,3 @@ class _Lifecycle(FileSystemEventHandler):
 
     def _relative(self, path: bytes | str) -> str:
         return os.path.relpath(os.fsdecode(path), self._root)
-
-
-def _inotify() -> int:
-    fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-    if fd < 0:
-        raise _last_error()
-    return fd
-
-
-def _add_watch(fd: int, directory: Path, mask: int) -> int:
-    added = int(_libc.inotify_add_watch(fd, os.fsencode(directory), ctypes.c_uint32(mask)))
-    if added < 0:
-        raise _last_error()
-    return added
-
-
-def _last_error() -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code))
-
-
-def _pending(fd: int) -> Iterator[tuple[int, int, str]]:
-    """Yield (watch descriptor, mask, name) of what the kernel holds, bounded; never blocks."""
-    for _ in range(DRAINS_MAX):
-        try:
-            events = os.read(fd, DRAIN_BYTES)
-        except BlockingIOError:
-            return
-        at = 0
-        while at < len(events):
-            wd, mask, _cookie, length = _EVENT.unpack_from(events, at)
-            at += _EVENT.size
-            yield wd, mask, os.fsdecode(events[at : at + length].rstrip(b"\0"))
-            at += length
-
-
-def _remote(directory: Path) -> bool:
-    """Return whether others may write here without this kernel noticing."""
-    answer = ctypes.create_string_buffer(_STATFS_BYTES)
-    if _libc.statfs(os.fsencode(directory), answer) != 0:
-        return False
-    (kind,) = struct.unpack_from("l", answer)  # struct statfs: f_type
-    return kind & 0xFFFFFFFF in _REMOTE

@@ -38,7 +38,7 @@ class Source:
             generation=0,
             watermark=at,
             fingerprint=digest(b""),
-            anchor=Anchor(at, digest(self.ledger.tail)),
+            anchor=Anchor(at, digest(self.ledger.mark[1])),
             path="client/a",
             client="client",
         )

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 import agent
 from agent import __version__, config, errors
 from agent.cli import EPILOG, main
+from agent.config.keys import sections
 
 DOCS = Path(__file__).parent.parent / "docs" / "configuration.md"
 BROKERS = "FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS"
@@ -43,7 +44,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
         room.run = run  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "agent.pipeline", room)
         monkeypatch.setattr(agent, "pipeline", room, raising=False)
-        monkeypatch.setattr("agent.telemetry.setup", lambda *_: None)
+        monkeypatch.setattr("agent.logs.setup", lambda *_: None)
 
     return put
 
@@ -57,7 +58,7 @@ def test_check_prints_everything_with_its_default() -> None:
     assert 0 == result.exit_code, result.output
     printed = yaml.safe_load(result.stdout)
     assert ["kafka:9092"] == printed["kafka"]["bootstrap_servers"]
-    assert list(config.sections()) == list(printed)
+    assert list(sections()) == list(printed)
     assert printed == json.loads(call("check", "--json").stdout)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import watcher
+from agent import inotify
 from agent.watcher import EVERYTHING, Watcher
 from tests.test_opener import descriptors
 
@@ -267,9 +267,9 @@ async def test_a_root_that_leaves_is_a_problem_and_can_come_back(
 @pytest.mark.parametrize(
     ("call", "code", "problem"),
     [
-        ("_inotify", 24, "instances_exhausted"),
-        ("_add_watch", 28, "watches_exhausted"),
-        ("_inotify", 38, "unsupported"),
+        ("opened", 24, "instances_exhausted"),
+        ("add_watch", 28, "watches_exhausted"),
+        ("opened", 38, "unsupported"),
     ],
 )
 async def test_a_limit_of_the_kernel_is_a_problem_and_no_error(
@@ -280,7 +280,7 @@ async def test_a_limit_of_the_kernel_is_a_problem_and_no_error(
     def full(*_: object) -> int:
         raise OSError(code, "full")
 
-    monkeypatch.setattr(watcher, call, full)
+    monkeypatch.setattr(inotify, call, full)
     watched, before = Watched(tmp_path), descriptors()
     watched.start()
 
@@ -295,7 +295,7 @@ async def test_one_directory_too_many_is_a_problem_and_the_others_go_on(
     def full(*_: object) -> int:
         raise OSError(28, "full")
 
-    monkeypatch.setattr(watcher, "_add_watch", full)
+    monkeypatch.setattr(inotify, "add_watch", full)
     watched.watcher.watch_directory("another")
 
     assert ("watches_exhausted", True) == (watched.watcher.problem, watched.watcher.running)
@@ -353,7 +353,7 @@ async def test_a_file_system_that_others_write_to_asks_for_polling(
     here = ctypes.create_string_buffer(256)
     assert 0 == ctypes.CDLL(None).statfs(os.fsencode(tmp_path), here)
     magic = int.from_bytes(here.raw[:8], "little") & 0xFFFFFFFF
-    monkeypatch.setattr(watcher, "_REMOTE", {magic})
+    monkeypatch.setattr(inotify, "REMOTE", {magic})
     watched = Watched(tmp_path)
     watched.start()
 

@@ -34,11 +34,12 @@ class Ledger:
     still, and that is the point: we would rather send twice than skip.
     """
 
-    __slots__ = ("_next", "_open", "_passed", "tail", "watermark")
+    __slots__ = ("_next", "_open", "_passed", "mark")
 
     def __init__(self, watermark: int, tail: bytes) -> None:
-        self.watermark = watermark
-        self.tail = tail  # the bytes before the watermark, what its anchor is made of
+        self.mark = watermark, tail
+        """The watermark and the bytes before it, of which its anchor is made: one object, so that
+        another thread never sees one without the other."""
         self._next = watermark  # where the next chunk must begin
         self._open: deque[Chunk] | None = None  # in file order; None while idle: it costs 600 B
         self._passed: list[Chunk] = []  # below the watermark, and not stored yet
@@ -64,10 +65,14 @@ class Ledger:
     def _advance(self) -> None:
         while self._open and not self._open[0].open_batches:
             settled = self._open.popleft()
-            self.watermark, self.tail = settled.end, settled.tail
+            self.mark = settled.end, settled.tail
             self._passed.append(settled)
         if not self._open:
             self._open = None
+
+    @property
+    def watermark(self) -> int:
+        return self.mark[0]
 
     def take_passed(self) -> list[Chunk]:
         """Return the chunks that the watermark has passed since the last call."""

@@ -24,6 +24,7 @@ STOP_WITHIN_S = 40.0
 CAUGHT_UP_WITHIN_S = 60.0
 LOG_TAIL_LINES = 15
 FETCH_MS = 100
+FETCH_WAIT_MS = 10
 FETCH_RECORDS = 2000
 
 _clock = SystemClock()
@@ -205,6 +206,8 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=FETCH_RECORDS,
+            # The embedded broker answers an empty fetch at the end of its wait, come what may.
+            fetch_max_wait_ms=FETCH_WAIT_MS,
         )
         self._partitions: list[TopicPartition] = []
         self._reading: asyncio.Task[None] | None = None

@@ -172,6 +172,11 @@ class Show:
             app.close()
 
     @property
+    def _dead(self) -> bool:
+        """Whether it is killed, and not yet started again."""
+        return self._agent.pid is None and self._agent.kills > 0 and not self._shipping_s
+
+    @property
     def _total(self) -> int:
         return self._plan.lines_each * len(CLIENTS)
 
@@ -192,8 +197,8 @@ class Show:
         self._live = None
 
     def _say(self, what: str, style: str = "") -> None:
-        at = Text(f"{_clock.monotonic() - self._began_s:6.1f} s  ", "dim")
-        self._console.print(at + Text(what, style))
+        at = f"{_clock.monotonic() - self._began_s:6.1f} s  "
+        self._console.print(Text.assemble((at, "dim"), (what, style)))
 
     def _draw(self) -> None:
         now_s = _clock.monotonic()
@@ -208,16 +213,16 @@ class Show:
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
         grid.add_column(justify="right", no_wrap=True)
-        grid.add_column(justify="right", no_wrap=True, min_width=8)
+        grid.add_column(justify="right", no_wrap=True, min_width=12)
         for app in self._apps:
             files = f"{app.files} file{'s' if app.files != 1 else ''}" if app.files else ""
             grid.add_row(app.client, self._bar(app.lines, self._plan.lines_each, "cyan"),
                          f"{app.lines:,}", Text(files, "dim"))  # fmt: skip
         arrived = min(len(self.arrivals), self._written)  # a copy is no progress
         behind = self._written - arrived
-        color = "green" if self._agent.pid else "red"
+        color = "red" if self._dead else "green"
         grid.add_row(Text("in Kafka", "bold"), self._bar(arrived, self._total, color),
-                     f"{arrived:,}", Text(f"-{behind:,}" if behind else "", "yellow"))  # fmt: skip
+                     f"{arrived:,}", Text(f"{behind:,} behind" if behind else "", "yellow"))  # fmt: skip
         return Panel(Group(grid, Text(), self._status()), title="feedback-agent demo")
 
     @staticmethod
@@ -228,7 +233,7 @@ class Show:
     def _status(self) -> Text:
         if self._agent.pid:
             agent = Text(f"● running, pid {self._agent.pid}", "green")
-        elif self._agent.kills and not self._shipping_s:
+        elif self._dead:
             agent = Text("● dead", "bold red")
         else:
             agent = Text("○ stopped")

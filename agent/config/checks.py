@@ -1,0 +1,64 @@
+"""Values that are legal alone and not together."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from agent.config.reading import Given
+from agent.config.sections import Config
+
+
+class Order(NamedTuple):
+    low: str
+    high: str
+    strict: bool
+    reason: str
+
+
+ORDERS = (
+    Order("batch.age_min_s", "batch.age_max_s", False, "the wait adapts between the two"),
+    Order("retry.backoff_s", "retry.backoff_max_s", False, "the wait grows from one to the other"),
+    Order("batch.bytes_max", "in_flight.bytes_max", False, "a full batch must fit in flight"),
+    Order("source.line_bytes_max", "in_flight.bytes_max", True, "one line must fit in flight"),
+)
+
+
+def conflicts(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str, str]]:
+    """Yield (key path, detail) for values that are legal alone and not together.
+
+    The blame goes to a key that was given, where one of the two was left at its default.
+    """
+
+    def at(key: str) -> float:
+        section, name = key.split(".")
+        return float(getattr(getattr(config, section), name))
+
+    for low, high, strict, reason in ORDERS:
+        less, more = at(low), at(high)
+        if less > more or (strict and less == more):
+            if low in given:
+                bound = f"{'less than' if strict else 'at most'} {high}, which is {more:.12g}"
+                yield low, f"found {less:.12g}; allowed: {bound}: {reason}"
+            else:
+                bound = f"{'more than' if strict else 'at least'} {low}, which is {less:.12g}"
+                yield high, f"found {more:.12g}; allowed: {bound}: {reason}"
+    yield from _clashes(config, given)
+
+
+def _clashes(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str, str]]:
+    if config.kafka.topic == config.dlq.topic:
+        mine, other = sorted(("dlq.topic", "kafka.topic"), key=lambda key: key not in given)
+        reason = "a dead letter among the events would be read as one"
+        yield mine, f"found {config.dlq.topic!r}; allowed: another one than {other}: {reason}"
+    paths = {"agent.state_dir": config.agent.state_dir, "source.root": config.source.root}
+    state, root = (Path(os.path.realpath(path)) for path in paths.values())
+    if state.is_relative_to(root) or root.is_relative_to(state):
+        mine, other = sorted(paths, key=lambda key: key not in given)
+        bound = f"neither inside {other}, which is {str(paths[other])!r}, nor around it"
+        reason = "who may write feedback must not reach checkpoints"
+        yield mine, f"found {str(paths[mine])!r}; allowed: {bound}: {reason}"
+    if config.kafka.compression == "none" and config.kafka.compression_level is not None:
+        found = config.kafka.compression_level
+        bound = "only with kafka.compression gzip, which is none"
+        yield "kafka.compression_level", f"found {found}; allowed: {bound}"

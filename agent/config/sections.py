@@ -1,0 +1,124 @@
+"""The shape of the configuration: every section, its keys, their bounds and defaults."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from agent.core.policy import (
+    KIB,
+    MIB,
+    BatchPolicy,
+    BreakerPolicy,
+    InFlightPolicy,
+    Name,
+    Policy,
+    PositiveSeconds,
+    RetryPolicy,
+    SchemaPolicy,
+    Seconds,
+)
+
+# Kafka's own rule: org.apache.kafka.common.internals.Topic.
+TopicName = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?!\.\.?$)[a-zA-Z0-9._-]{1,249}$",
+        description="a topic name: 1 to 249 of a-z A-Z 0-9 . _ -, not . or ..",
+    ),
+]
+Broker = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]{0,252}):"
+        "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$",
+        description="host:port, the port from 1 to 65535, an IPv6 address in brackets",
+    ),
+]
+Glob = Annotated[str, Meta(pattern="^[^/]+$", description="a file name pattern without /")]
+ClientName = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,248}$",
+        description="1 to 249 of a-z A-Z 0-9 . _ -, a letter or digit first",
+    ),
+]
+ClientId = Annotated[
+    str,
+    Meta(pattern="^[a-zA-Z0-9._-]{1,249}$", description="1 to 249 of a-z A-Z 0-9 . _ -"),
+]
+KeyField = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z_][A-Za-z0-9_]{0,127}$",
+        description="event_id, session_id, client, none, or the name of another field",
+    ),
+]
+
+
+class Agent(Policy, frozen=True):
+    node: Name | None = None
+    state_dir: Path = Path("/var/lib/feedback-agent")
+    drain_s: Annotated[float, Meta(ge=0, le=3600)] = 25.0
+    start_jitter_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+
+
+class Source(Policy, frozen=True):
+    root: Path = Path("/var/lib/feedback")
+    include: Annotated[tuple[Glob, ...], Meta(min_length=1)] = ("*.jsonl", "*.jsonl.*", "*.jsonl-*")
+    exclude: tuple[Glob, ...] = ()
+    client_depth: Annotated[int, Meta(ge=1, le=16)] = 1
+    client: ClientName | None = None
+    line_bytes_max: Annotated[int, Meta(ge=KIB, le=16 * MIB)] = 768 * KIB
+    start_at: Literal["beginning", "end"] = "beginning"
+    scan_s: Annotated[float, Meta(gt=0, le=3600)] = 5.0
+    forget_after_s: Seconds = 604_800.0
+    files_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 50_000
+    descriptors_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
+
+
+class Kafka(Policy, frozen=True):
+    bootstrap_servers: Annotated[tuple[Broker, ...], Meta(min_length=1)]
+    topic: TopicName = "feedback-events"
+    client_id: ClientId = "feedback-agent"
+    key: KeyField = "event_id"
+    partitioner: Literal["crc32", "murmur2", "sticky"] = "crc32"
+    compression: Literal["gzip", "none"] = "gzip"
+    compression_level: Annotated[int, Meta(ge=0, le=9)] | None = None
+    timestamp: Literal["produce", "event"] = "produce"
+    request_timeout_s: PositiveSeconds = 15.0
+    start_s: PositiveSeconds = 30.0
+
+
+class Dlq(Policy, frozen=True):
+    topic: TopicName = "feedback-events-dlq"
+
+
+class Http(Policy, frozen=True):
+    host: Name = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 9108
+
+
+class Log(Policy, frozen=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] | None = None
+
+
+class Config(Policy, frozen=True, kw_only=True):
+    agent: Agent = field(default_factory=Agent)
+    source: Source = field(default_factory=Source)
+    schema: SchemaPolicy = field(default_factory=SchemaPolicy)
+    batch: BatchPolicy = field(default_factory=BatchPolicy)
+    in_flight: InFlightPolicy = field(default_factory=InFlightPolicy)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    kafka: Kafka
+    dlq: Dlq = field(default_factory=Dlq)
+    http: Http = field(default_factory=Http)
+    log: Log = field(default_factory=Log)
+
+    @property
+    def node(self) -> str:
+        """``agent.node`` of a configuration that came through ``load``: never absent."""
+        assert self.agent.node is not None, "not loaded"
+        return self.agent.node

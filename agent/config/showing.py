@@ -1,0 +1,108 @@
+"""What of a configuration may be shown, in an error or on request, and how."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import NODEFAULT
+from msgspec import inspect as mi
+
+from agent.config.keys import allowed, keys, sections
+from agent.config.sections import Config
+
+SHOWN_MAX = 60
+SECRET = re.compile(r"(password|passphrase|secret|token|credential)", re.IGNORECASE)
+
+
+def plain(text: str) -> str:
+    """Make it safe for one line on a terminal."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def is_secret(path: str) -> bool:
+    """Whether the name of a key says that its value is a secret; a path to one is none."""
+    return bool(SECRET.search(path)) and not path.endswith(("_file", "_dir", "_path"))
+
+
+def shown(value: object, path: str = "") -> str:
+    """Quote what was found at ``path``, short, on one line, and never a secret."""
+    match value:
+        case None:
+            return "nothing"
+        case list() | dict():
+            return "a list" if isinstance(value, list) else "a mapping"
+        case bool():
+            return str(value).lower()
+        case int() if abs(value) > 1 << 63:
+            return "a number beyond 64 bits"
+    text = str(value)
+    if is_secret(path) or "@" in text:  # user:password@host
+        return "a value that is not shown"
+    text = text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
+    return repr(text) if isinstance(value, str | bytes) else plain(text)
+
+
+def masked(config: Config) -> dict[str, dict[str, object]]:
+    """Return the full configuration as plain values, defaults filled in, secrets as ``***``."""
+    full: dict[str, dict[str, object]] = msgspec.to_builtins(config, enc_hook=str)
+    return {
+        section: {
+            key: "***" if value and is_secret(f"{section}.{key}") else value
+            for key, value in values.items()
+        }
+        for section, values in full.items()
+    }
+
+
+def as_yaml(config: Config) -> str:
+    """Print the full configuration so that ``load`` reads it back, secrets apart."""
+    values = msgspec.json.decode(msgspec.json.encode(masked(config)))  # tuples to lists
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+@cache
+def meanings() -> Mapping[str, str]:
+    """Return what each key means: the comment above it in the example, the one place for it."""
+    text = resources.files("agent").joinpath("config.example.yaml").read_text("utf-8")
+    found: dict[str, str] = {}
+    section, comment = "", []
+    for line in text.splitlines():
+        if line.startswith("  # "):
+            comment.append(line[4:].strip())
+            continue
+        name, colon, _ = line.partition(":")
+        if colon and name.startswith("  "):
+            found[f"{section}.{name.strip()}"] = " ".join(comment)
+        elif colon and name.isidentifier():
+            section = name
+        comment = []
+    return found
+
+
+def json_schema() -> dict[str, object]:
+    """Return a JSON Schema of the file, for editors. ``load`` alone does the cross-checks."""
+    properties: dict[str, dict[str, object]] = {
+        name: {"type": "object", "additionalProperties": False, "properties": {}}
+        for name in sections()
+    }
+    for path, key in keys().items():
+        section, name = path.split(".")
+        one = msgspec.json.schema(key.hint, schema_hook=lambda _: {"type": "string"})
+        if isinstance(key.info, mi.VarTupleType):
+            one = {"anyOf": [one, {"type": "string"}]}
+        one["description"] = f"{meanings()[path]} Allowed: {allowed(key.info)}."
+        if key.default is not NODEFAULT:
+            one["default"] = msgspec.to_builtins(key.default, enc_hook=str)
+        inner: Any = properties[section]["properties"]
+        inner[name] = one
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "feedback-agent configuration",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+    }

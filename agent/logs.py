@@ -1,0 +1,193 @@
+"""How a log line looks, and what a flood of them costs.
+
+A value that came from a file or the network (a path!) is escaped, so it can neither forge a line
+nor drive a terminal. A flood costs one line, not a disk: a library may repeat a message once in
+``LIBRARY_QUIET_S``, an event of ours ``BURST`` times.
+"""
+
+import logging
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Literal, TextIO
+
+import msgspec
+
+from agent.clock import Clock, SystemClock
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["json", "console"]
+
+LIBRARY_QUIET_S = 30.0
+BURST = 20
+BURST_S = 30.0
+KEPT_NAMES_MAX = 1024
+TEXT_CHARACTERS_MAX = 2048
+TAMED = ("aiokafka", "asyncio", "watchdog")
+
+
+def escaped(text: str) -> str:
+    """Return ``text`` without any character that could end a line, hide or drive a terminal.
+
+    Bytes of a file name that are not UTF-8 (surrogates) become ``\\udcff`` and the like. At most
+    ``TEXT_CHARACTERS_MAX`` characters of the text are kept.
+    """
+    if len(text) > TEXT_CHARACTERS_MAX:
+        text = text[:TEXT_CHARACTERS_MAX] + "..."
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _safe(value: object) -> object:
+    if value is None or isinstance(value, float) or (isinstance(value, int) and _fits(value)):
+        return value
+    if isinstance(value, Mapping):
+        return {escaped(str(key)): _safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_safe(item) for item in value]
+    return escaped(os.fsdecode(value) if isinstance(value, bytes) else str(value))
+
+
+def _fits(value: int) -> bool:
+    return -(1 << 63) <= value < 1 << 63
+
+
+class _Formatter(logging.Formatter):
+    def _entry(self, record: logging.LogRecord) -> dict[str, object]:
+        entry: dict[str, object] = {
+            "at": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": escaped(record.name),
+            "event": escaped(record.getMessage()),
+        }
+        fields: Mapping[str, object] = getattr(record, "fields", {})
+        entry |= {escaped(key): _safe(value) for key, value in fields.items()}
+        if suppressed := getattr(record, "suppressed", 0):
+            entry["suppressed"] = suppressed
+        if record.exc_info:
+            lines = self.formatException(record.exc_info).split("\n")
+            entry["exception"] = "\n".join(escaped(line) for line in lines)
+        return entry
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """Return the record's time as RFC 3339 in UTC, with milliseconds."""
+        at = datetime.fromtimestamp(record.created, UTC)
+        return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line: at, level, logger, event, the fields, and maybe an exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return msgspec.json.encode(self._entry(record)).decode()
+
+
+class ConsoleFormatter(_Formatter):
+    """For people: time, level, event, fields; a traceback on indented lines of its own."""
+
+    COLOURS = MappingProxyType({"debug": "2", "warning": "33", "error": "31", "critical": "31;1"})
+
+    def __init__(self, *, coloured: bool) -> None:
+        super().__init__()
+        self._coloured = coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = self._entry(record)
+        at, level = str(entry.pop("at"))[11:-1], str(entry.pop("level"))
+        exception = str(entry.pop("exception", ""))
+        logger, name = entry.pop("logger"), str(entry.pop("event"))
+        head = f"{level:<8}"
+        if self._coloured and level in self.COLOURS:
+            head = f"\x1b[{self.COLOURS[level]}m{head}\x1b[0m"
+        fields = "".join(f" {key}={_word(value)}" for key, value in entry.items())
+        trace = "".join(f"\n    {line}" for line in exception.split("\n")) if exception else ""
+        return f"{at} {head} {name}{fields} [{logger}]{trace}"
+
+
+def _word(value: object) -> str:
+    if isinstance(value, str) and value and not set(value) & set(" =\"'"):
+        return value
+    return msgspec.json.encode(value).decode()
+
+
+class Floodgate(logging.Filter):
+    """Lets the first records of a name through and counts the rest.
+
+    The next record that passes carries the count as ``suppressed``. Of at most
+    ``KEPT_NAMES_MAX`` names a history is kept. Critical records always pass; aiokafka's below
+    WARNING never do, since it logs keys and values there.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._seen: OrderedDict[tuple[str, str], _Window] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = record.name == "agent" or record.name.startswith("agent.")
+        if record.name.partition(".")[0] == "aiokafka" and record.levelno < logging.WARNING:
+            return False
+        if record.levelno >= logging.CRITICAL:
+            return True
+        key = (record.name, str(record.msg)[:TEXT_CHARACTERS_MAX])
+        now_s = self._clock.monotonic()
+        window = self._seen.get(key)
+        if window is None or now_s >= window.ends_s:
+            suppressed = window.suppressed if window else 0
+            length_s = BURST_S if ours else LIBRARY_QUIET_S
+            window = self._seen[key] = _Window(now_s + length_s, BURST if ours else 1)
+            self._seen.move_to_end(key)
+            if len(self._seen) > KEPT_NAMES_MAX:
+                self._seen.popitem(last=False)
+            if suppressed:
+                record.suppressed = suppressed
+        if window.left == 0:
+            window.suppressed += 1
+            return False
+        window.left -= 1
+        return True
+
+
+class _Window:
+    __slots__ = ("ends_s", "left", "suppressed")
+
+    def __init__(self, ends_s: float, left: int) -> None:
+        self.ends_s = ends_s
+        self.left = left
+        self.suppressed = 0
+
+
+class _Stream(logging.StreamHandler[TextIO]):
+    """Ours, so that a second ``setup`` finds and replaces the first one."""
+
+
+def setup(
+    level: Level,
+    format: Format | None = None,  # noqa: A002  the key is called so
+    stream: TextIO | None = None,
+    clock: Clock | None = None,
+) -> logging.Handler:
+    """Send all logging to ``stream`` (stderr), as console on a terminal and else as JSON."""
+    stream = sys.stderr if stream is None else stream
+    terminal = stream.isatty()
+    chosen = format or ("console" if terminal else "json")
+    coloured = terminal and not os.environ.get("NO_COLOR")
+    handler = _Stream(stream)
+    handler.setFormatter(
+        JsonFormatter() if chosen == "json" else ConsoleFormatter(coloured=coloured)
+    )
+    handler.addFilter(Floodgate(SystemClock() if clock is None else clock))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _Stream)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    root.setLevel(threshold)
+    for name in TAMED:
+        logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+    logging.captureWarnings(capture=True)
+    return handler

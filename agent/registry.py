@@ -1,0 +1,274 @@
+"""Every source we know or knew, and who an opened file is among them.
+
+Lives in the worker thread. What is decided is decided in ``core.identity`` and
+``core.discovery``; this room gathers the evidence and keeps the books. What must reach the disk is
+left in ``rows`` and ``forgotten`` for the loop to collect.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+
+from msgspec.structs import replace
+
+from agent.clock import Clock
+from agent.core.discovery import (
+    Candidate,
+    Continuation,
+    FileKey,
+    Index,
+    Seen,
+    Sighting,
+    continues,
+)
+from agent.core.identity import (
+    FINGERPRINT_BYTES,
+    Birth,
+    Change,
+    Checkpoint,
+    Readable,
+    compare,
+    examine,
+)
+from agent.harvester import Harvester, first_generation, starting_at
+from agent.opener import Descriptor
+from agent.telemetry import Metrics, event
+
+log = logging.getLogger(__name__)
+
+
+class Followed:
+    """A file we know: as last seen, as last settled, and its reader while it is open."""
+
+    __slots__ = ("birth", "checkpoint", "harvester", "seen")
+
+    def __init__(self, birth: Birth, checkpoint: Checkpoint) -> None:
+        self.birth = birth  # of this very file; a copy's checkpoint carries its original's
+        self.checkpoint = checkpoint
+        self.seen: Seen | None = None  # None: not met yet, or gone
+        self.harvester: Harvester | None = None
+
+    def latest(self) -> Checkpoint:
+        """Return how far it is settled by now."""
+        if self.harvester is not None:
+            self.checkpoint = self.harvester.checkpoint()
+        return self.checkpoint
+
+
+class _Undecided:
+    """An unknown file that may be a copy: since when, and how big it was when it last grew."""
+
+    __slots__ = ("grew_s", "seen", "seen_s", "size")
+
+    def __init__(self, seen: Seen, now_s: float) -> None:
+        self.seen, self.size, self.grew_s, self.seen_s = seen, 0, now_s, now_s
+
+    def look(self, seen: Seen, size: int, now_s: float) -> None:
+        self.seen = seen
+        if size != self.size:
+            self.size, self.grew_s = size, now_s
+
+
+class Registry:
+    """The books: by birth who is followed or remembered, and what an unknown file may continue.
+
+    Args:
+        checkpoints: Everything the store holds, tombstones included.
+        line_bytes_max: How far back the end of the last line is looked for (``begin_at_end``).
+        forget_after_s: How long a tombstone is kept, of the wall clock.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Iterable[Checkpoint],
+        *,
+        line_bytes_max: int,
+        forget_after_s: float,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.rows: list[Checkpoint] = []
+        self.forgotten: list[Checkpoint] = []
+        self.begin_at_end: set[FileKey] = set()
+        """Files that begin at their last line's end if nobody knows them."""
+        self._line_bytes_max = line_bytes_max
+        self._forget_after_s = forget_after_s
+        self._clock = clock
+        self._metrics = metrics
+        self._by_birth: dict[Birth, Followed] = {}
+        self._superseded: list[Checkpoint] = []  # older generations: what copies may continue
+        self._ending: list[Harvester] = []  # superseded, but not settled to their end yet
+        self._undecided: dict[FileKey, _Undecided] = {}
+        self._index = Index()
+        for row in sorted(checkpoints, key=lambda c: c.generation):
+            known = self._by_birth.get(row.birth)
+            if known is not None:
+                self._superseded.append(known.checkpoint)
+            self._by_birth[row.birth] = Followed(row.birth, row)
+
+    @property
+    def empty(self) -> bool:
+        """Return whether nothing was ever followed."""
+        return not self._by_birth
+
+    def take(self) -> tuple[list[Checkpoint], list[Checkpoint]]:
+        """Return the rows to be stored and those to be deleted since the last call."""
+        taken = self.rows, self.forgotten
+        self.rows, self.forgotten = [], []
+        return taken
+
+    def scanned(self, new: Collection[FileKey]) -> None:
+        """Bring the books up to date after a scan that met the unknown files ``new``."""
+        for harvester in [h for h in self._ending if not h.ledger.in_flight_bytes]:
+            self._ending.remove(harvester)
+            self._superseded.append(harvester.checkpoint())
+            self.rows.append(self._superseded[-1])
+        self._undecided = {key: u for key, u in self._undecided.items() if key in new}
+        if new:
+            self._index = self._indexed()
+        self._forget()
+
+    def undecided_at(self, path: str) -> Seen | None:
+        """Return the file at ``path`` whose identity still waits for evidence."""
+        return next((u.seen for u in self._undecided.values() if u.seen.path == path), None)
+
+    def identify(self, file: Descriptor, seen: Seen) -> tuple[Followed, Checkpoint] | None:
+        """Say who ``file`` is and where to begin; None while that waits for evidence.
+
+        Raises ``OSError`` when the file cannot be read.
+        """
+        followed = self._by_birth.get(file.birth)
+        if followed is None:
+            base = self._judge(file, seen)
+            if base is None:
+                return None
+            followed = self._by_birth[file.birth] = Followed(file.birth, base)
+            return followed, base
+        before = followed.checkpoint
+        change = compare(before, examine(before, before.birth, file.size(), file.pread))
+        if change.cause != "same":
+            return followed, self.supersede(followed, change, file)
+        is_copy = followed.birth != before.birth
+        gone_at = before.gone_at if is_copy else None
+        return followed, replace(before, path=seen.path, gone_at=gone_at)
+
+    def is_stranger(self, file: Descriptor) -> bool:
+        return file.birth not in self._by_birth
+
+    def supersede(self, followed: Followed, change: Change, file: Readable) -> Checkpoint:
+        """End a generation and return the next; what is pending of the old one settles alone."""
+        before = followed.latest()
+        if followed.harvester is not None:
+            followed.harvester.gone_at = self._clock.wall()
+            self._ending.append(followed.harvester)
+        else:
+            self._superseded.append(replace(before, gone_at=self._clock.wall()))
+            self.rows.append(self._superseded[-1])
+        if followed.birth == before.birth:
+            who = replace(before, generation=before.generation + 1, gone_at=None)
+        else:  # a copy that is no longer one
+            who = first_generation(followed.birth, before.path, before.client)
+        event(log, logging.WARNING, "generation.begun", source=who.source_id, path=before.path,
+              cause=change.cause, generation=who.generation, watermark=before.watermark,
+              resume_at=change.resume_at)  # fmt: skip
+        self._metrics.generations.labels(change.cause).inc()
+        return starting_at(change.resume_at, file, who)
+
+    def lose(self, followed: Followed) -> None:
+        """Note that a file is gone: a tombstone, once what its descriptor holds is read."""
+        followed.seen = None
+        gone_at = self._clock.wall()
+        if followed.harvester is not None:
+            followed.harvester.gone_at = gone_at
+        followed.checkpoint = replace(followed.latest(), gone_at=gone_at)
+        self.rows.append(followed.checkpoint)
+
+    def never_met(self) -> list[Followed]:
+        """Return what the store knows and no scan has met so far."""
+        return [
+            f
+            for f in self._by_birth.values()
+            if f.seen is None and f.harvester is None and f.checkpoint.gone_at is None
+        ]
+
+    def _judge(self, file: Descriptor, seen: Seen) -> Checkpoint | None:
+        """Decide about a file that nobody knows; it may be the copy a copy-truncate leaves."""
+        now_s, size = self._clock.monotonic(), file.size()
+        undecided = self._undecided.setdefault(seen.key, _Undecided(seen, now_s))
+        undecided.look(seen, size, now_s)
+        sighting = Sighting(
+            birth=file.birth,
+            size=size,
+            path=seen.path,
+            client=seen.client,
+            still_s=now_s - undecided.grew_s,
+            waited_s=now_s - undecided.seen_s,
+        )
+        alike = self._index.alike(sighting, file.pread(min(FINGERPRINT_BYTES, size), 0))
+        verdict = continues(sighting, [self._candidate(c, file, size) for c in alike])
+        if verdict.verdict == "wait":
+            return None
+        del self._undecided[seen.key]
+        return self._base(verdict, file, seen)
+
+    def _base(self, verdict: Continuation, file: Descriptor, seen: Seen) -> Checkpoint:
+        if verdict.verdict == "copy":
+            assert verdict.source is not None
+            return replace(verdict.source, path=seen.path)
+        offset = verdict.resume_at
+        if verdict.verdict == "new" and seen.key in self.begin_at_end:
+            offset = _last_line_end(file, self._line_bytes_max)
+        return starting_at(offset, file, first_generation(file.birth, seen.path, seen.client))
+
+    def _candidate(self, before: Checkpoint, file: Descriptor, size: int) -> Candidate:
+        original = self._by_birth.get(before.birth)
+        original_size = None
+        if original is not None and original.harvester is not None:
+            original_size = original.harvester.file.size()
+        elif original is not None and original.seen is not None:
+            original_size = original.seen.size
+        elif before.gone_at is None:
+            original_size = max(size, before.watermark)  # not met yet: as if it were intact
+        return Candidate(before, examine(before, before.birth, size, file.pread), original_size)
+
+    def _indexed(self) -> Index:
+        """Return what unknown files may be copies of.
+
+        What is still in flight counts as not gone, so that its copy waits until it is settled:
+        two readers of one generation would have two watermarks.
+        """
+        index = Index(self._superseded)
+        for harvester in self._ending:
+            index.add(replace(harvester.checkpoint(), gone_at=None))
+        for followed in self._by_birth.values():
+            row = followed.latest()
+            busy = followed.harvester and followed.harvester.ledger.in_flight_bytes
+            index.add(replace(row, gone_at=None) if busy else row)
+        return index
+
+    def _forget(self) -> None:
+        """Let go of tombstones past their time, but not of one whose copy is still followed."""
+        before = self._clock.wall() - self._forget_after_s
+        expired = [birth for birth, f in self._by_birth.items() if _expired(f.checkpoint, before)]
+        in_use = set()
+        for followed in self._by_birth.values():
+            if followed.seen is not None or followed.harvester is not None:
+                in_use.add((followed.checkpoint.source_id, followed.checkpoint.generation))
+        gone = [
+            self._by_birth.pop(birth).checkpoint
+            for birth in expired
+            if self._by_birth[birth].seen is None and self._by_birth[birth].harvester is None
+        ]
+        gone += [row for row in self._superseded if _expired(row, before)]
+        self._superseded = [row for row in self._superseded if not _expired(row, before)]
+        self.forgotten += [row for row in gone if (row.source_id, row.generation) not in in_use]
+
+
+def _expired(row: Checkpoint, before: float) -> bool:
+    return row.gone_at is not None and row.gone_at < before
+
+
+def _last_line_end(file: Readable, line_bytes_max: int) -> int:
+    """Return where the last whole line ends, 0 if none does within ``line_bytes_max``."""
+    size = file.size()
+    start = max(0, size - line_bytes_max - 1)
+    return start + file.pread(size - start, start).rfind(b"\n") + 1 if size else 0

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from tests.config.samples import MINIMAL, complaint
+
+SIX = "kafka:\n  bootstrap_servers: [kafka:9092]\n  compression: none\n  compression_level: 6\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(
+            MINIMAL + "batch:\n  age_min_s: 5\n  age_max_s: 2\n",
+            "config.yaml:4: batch.age_min_s: found 5; allowed: at most batch.age_max_s, "
+            "which is 2: the wait adapts between the two",
+            id="batch ages",
+        ),
+        pytest.param(
+            MINIMAL + "batch:\n  age_max_s: 0.001\n",
+            "config.yaml:4: batch.age_max_s: found 0.001; allowed: at least batch.age_min_s, "
+            "which is 0.01: the wait adapts between the two",
+            id="the blame goes to the key that was given",
+        ),
+        pytest.param(
+            MINIMAL + "retry:\n  backoff_s: 31\n",
+            "config.yaml:4: retry.backoff_s: found 31; allowed: at most retry.backoff_max_s, "
+            "which is 30: the wait grows from one to the other",
+            id="backoffs",
+        ),
+        pytest.param(
+            MINIMAL + "source: {line_bytes_max: 1048576}\nin_flight: {bytes_max: 1048576}\n",
+            "config.yaml:3: source.line_bytes_max: found 1048576; allowed: less than "
+            "in_flight.bytes_max, which is 1048576: one line must fit in flight",
+            id="a line in flight",
+        ),
+        pytest.param(
+            MINIMAL + "in_flight: {bytes_max: 1048576}\nbatch: {bytes_max: 1048577}\n",
+            "config.yaml:4: batch.bytes_max: found 1048577; allowed: at most "
+            "in_flight.bytes_max, which is 1048576: a full batch must fit in flight",
+            id="a batch in flight",
+        ),
+        pytest.param(
+            MINIMAL + "dlq:\n  topic: feedback-events\n",
+            "config.yaml:4: dlq.topic: found 'feedback-events'; allowed: another one than "
+            "kafka.topic: a dead letter among the events would be read as one",
+            id="one topic for both",
+        ),
+        pytest.param(
+            MINIMAL + "agent:\n  state_dir: /var/lib/feedback/state\n",
+            "config.yaml:4: agent.state_dir: found '/var/lib/feedback/state'; allowed: neither "
+            "inside source.root, which is '/var/lib/feedback', nor around it: who may write "
+            "feedback must not reach checkpoints",
+            id="state inside of the root",
+        ),
+        pytest.param(
+            MINIMAL + "source:\n  root: /var/lib/feedback-agent/../feedback-agent/in\n",
+            "config.yaml:4: source.root: found '/var/lib/feedback-agent/../feedback-agent/in'; "
+            "allowed: neither inside agent.state_dir, which is '/var/lib/feedback-agent', nor "
+            "around it: who may write feedback must not reach checkpoints",
+            id="root inside of the state",
+        ),
+        pytest.param(
+            SIX,
+            "config.yaml:4: kafka.compression_level: found 6; allowed: only with "
+            "kafka.compression gzip, which is none",
+            id="a level without compression",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together(file: Path, text: str, said: str) -> None:
+    assert said == complaint(file, text)
+
+
+def test_a_link_does_not_hide_that_the_state_lies_inside_of_the_root(
+    file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "root")
+    text = f"{MINIMAL}source: {{root: {tmp_path}/root}}\nagent: {{state_dir: {tmp_path}/elsewhere}}"
+
+    assert "config.yaml:4: agent.state_dir" in complaint(file, text)

@@ -1,0 +1,227 @@
+"""The agent as a process of its own: start it, ask it, stop it, read what it said.
+
+Everything blocks and everything is bounded: what does not come true within its time raises
+``AssertionError`` with the end of the log.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from http.client import HTTPConnection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from agent.core.identity import source_id
+from agent.demo.scene import Topics, write_config
+from agent.opener import birth_of
+
+STARTED_WITHIN_S = 20.0
+STOPPED_WITHIN_S = 40.0  # longer than agent.drain_s
+LOG_TAIL_LINES = 15
+NOWHERE = Topics("127.0.0.1:1", "feedback-events", "feedback-events-dlq")
+"""Where no broker is: port 1 refuses at once."""
+
+
+class Answer(NamedTuple):
+    status: int
+    body: str
+
+
+class Agent:
+    """One agent over one root and one state directory below ``work``; in a ``with`` block.
+
+    Several lives are possible, one at a time. ``sections`` go into its configuration.
+
+    Attributes:
+        root: The directory it watches; exists.
+        took_s: How long the last life needed to end once it was told to.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        topics: Topics,
+        *,
+        run_as: int | None = None,
+        **sections: Mapping[str, object],
+    ) -> None:
+        self.root = work / "feedback"
+        self.state_dir = work / "state"
+        self.config = work / "config.yaml"
+        self.topics = topics
+        self.took_s = 0.0
+        self._log = work / "agent.log"
+        self._log_begin = 0  # of this life
+        self._run_as = run_as
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port: int | None = None
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_config(self.config, self.root, self.state_dir, topics, **sections)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    # ---- its life
+
+    def start(self) -> Self:
+        """Start it and return when it answers over HTTP."""
+        self.launch()
+        self.until(lambda: self._port_said() is not None, "agent.started", STARTED_WITHIN_S)
+        self._port = self._port_said()
+        return self
+
+    def launch(self) -> None:
+        """Start it; it may end at once."""
+        assert self._process is None, "one life at a time"
+        self._log_begin = self._log.stat().st_size if self._log.exists() else 0
+        self._port = None
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "agent", "run", "--config", self.config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self._run_as,
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self, within_s: float = STOPPED_WITHIN_S) -> int:
+        """SIGTERM. Return the exit code; negative where a signal ended it."""
+        self.signal(signal.SIGTERM)
+        return self.ended(within_s)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.ended(STOPPED_WITHIN_S)
+
+    def ended(self, within_s: float = STARTED_WITHIN_S) -> int:
+        """Wait for its end. Return the exit code."""
+        assert self._process is not None
+        began_s = time.monotonic()
+        try:
+            code = self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {within_s} s\n{self.tail()}") from None
+        self.took_s = time.monotonic() - began_s
+        self._process = None
+        return code
+
+    # ---- what it says
+
+    def log_text(self) -> str:
+        """Return what this life wrote to standard output and standard error."""
+        if not self._log.exists():
+            return ""
+        return self._log.read_bytes()[self._log_begin :].decode()
+
+    def log_entries(self, *events: str) -> list[dict[str, Any]]:
+        """Return the log lines of this life, all or those of ``events``. Others are left out."""
+        lines = [line for line in self.log_text().splitlines() if line.startswith("{")]
+        entries: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
+        return [e for e in entries if not events or e["event"] in events]
+
+    def tail(self) -> str:
+        return "\n".join(self.log_text().splitlines()[-LOG_TAIL_LINES:])
+
+    def get(self, path: str) -> Answer:
+        assert self._port is not None, "not started"
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return Answer(response.status, response.read().decode())
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.get("/status").body)
+        return found
+
+    def not_ready(self) -> list[str]:
+        """Return why /readyz answers 503, nothing where it answers 200."""
+        answer = self.get("/readyz")
+        reasons: list[str] = json.loads(answer.body)["reasons"]
+        assert answer.status == (503 if reasons else 200), answer
+        return reasons
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return ``feedback_agent_<name>``, summed over the series that have ``labels``."""
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        total, found = 0.0, False
+        for line in self.get("/metrics").body.splitlines():
+            series, _, value = line.rpartition(" ")
+            family, _, of = series.partition("{")
+            if family == f"feedback_agent_{name}" and all(label in of for label in wanted):
+                total, found = total + float(value), True
+        assert found, f"no metric {name} {labels}"
+        return total
+
+    def until(
+        self, holds: Callable[[], bool], what: str, within_s: float = 20.0, every_s: float = 0.05
+    ) -> None:
+        """Wait until ``holds``; raises ``AssertionError`` when the agent ends or time is up."""
+        deadline_s = time.monotonic() + within_s
+        while not holds():
+            code = None if self._process is None else self._process.poll()
+            assert code is None, f"ended with {code} before: {what}\n{self.tail()}"
+            assert time.monotonic() < deadline_s, f"not within {within_s} s: {what}\n{self.tail()}"
+            time.sleep(every_s)
+
+    def until_delivered(self, events: int, dead_letters: int = 0, within_s: float = 20.0) -> None:
+        """Wait until this life has delivered so many."""
+
+        def holds() -> bool:
+            return (
+                self.metric("events_delivered_total") >= events
+                and self.metric("dead_letters_delivered_total") >= dead_letters
+            )
+
+        self.until(holds, f"{events} events and {dead_letters} dead letters", within_s)
+
+    def _port_said(self) -> int | None:
+        said = self.log_entries("agent.started")
+        return said[0]["http_port"] if said else None
+
+
+def append(path: Path, lines: Iterable[bytes]) -> None:
+    """Append whole lines, given without their LF, in one write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(b"".join(line + b"\n" for line in lines))
+
+
+def feedback(number: int, **more: object) -> bytes:
+    """Return a good line with ``event_id(number)``, without its LF."""
+    fields = {"type": "user_feedback", "event_id": event_id(number), "session_id": f"s{number % 7}"}
+    return json.dumps({**fields, "rating": 4, "metadata": {"seq": number}, **more}).encode()
+
+
+def event_id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012x}"
+
+
+def source_of(path: Path) -> str:
+    """Return the id by which the agent knows the file that is at ``path`` now."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return source_id(birth_of(fd))
+    finally:
+        os.close(fd)

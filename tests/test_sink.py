@@ -1,0 +1,599 @@
+"""One contract for every sink, the fake one included; then the outlet over the fake."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from uuid import uuid4
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from prometheus_client import CollectorRegistry
+
+from agent import wire
+from agent.core.batch import Batch
+from agent.core.breaker import Breaker
+from agent.core.delivery import WINDOW, Delivery, Phase
+from agent.core.ledger import Ledger
+from agent.core.policy import BreakerPolicy, RetryPolicy
+from agent.demo.broker import EmbeddedKafka
+from agent.errors import RecordRefused, SinkUnavailable
+from agent.kafka import REASONS, KafkaSink
+from agent.sink import Outlet, Sink
+from agent.telemetry import SEND_FAILURES, Metrics
+from agent.wire import Headers, codec
+from tests import real_kafka
+from tests.conftest import Topics
+from tests.fakes import PLAIN, FakeClock, FakeKafka, batch_of, chunks_of, turns
+
+PARTITIONS = 3
+TIMEOUT_S = 5.0
+GZIP = codec("gzip", None)
+
+Arrived = tuple[int, bytes | None, bytes, Headers]
+
+
+@dataclass
+class Place:
+    """A topic of ``PARTITIONS`` and the way to it."""
+
+    connect: Callable[[], Awaitable[Sink]]
+    arrived: Callable[[], Awaitable[list[Arrived]]]
+
+
+def through_aiokafka(bootstrap: str, topic: str) -> Place:
+    async def connect() -> Sink:
+        return await KafkaSink.connect(
+            tuple(bootstrap.split(",")), topic, client_id="test", timeout_s=TIMEOUT_S
+        )
+
+    async def arrived() -> list[Arrived]:
+        return [
+            (record.partition, record.key, record.value, list(record.headers))
+            for record in await real_kafka.read_all(bootstrap, topic)
+        ]
+
+    return Place(connect, arrived)
+
+
+@pytest.fixture
+def fake_place() -> Place:
+    kafka = FakeKafka(PARTITIONS)
+
+    async def arrived() -> list[Arrived]:
+        return [
+            (partition, record.key, record.value, record.headers)
+            for partition in range(PARTITIONS)
+            for record in kafka.logs[partition]
+        ]
+
+    return Place(kafka.connect, arrived)
+
+
+@pytest.fixture
+def embedded_place(embedded: EmbeddedKafka) -> Place:
+    embedded.create_topic("feedback", PARTITIONS)
+    return through_aiokafka(embedded.bootstrap_servers, "feedback")
+
+
+@pytest.fixture
+async def kafka_place(kafka: str, topics: Topics) -> Place:
+    return through_aiokafka(kafka, await topics(partitions=PARTITIONS))
+
+
+KAFKA = pytest.param("kafka_place", marks=pytest.mark.kafka, id="kafka")
+
+
+@pytest.fixture(
+    params=[pytest.param("fake_place", id="fake"), pytest.param("embedded_place", id="embedded"),
+            KAFKA]
+)  # fmt: skip
+def place(request: pytest.FixtureRequest) -> Place:
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Place)
+    return found
+
+
+@asynccontextmanager
+async def connected(place: Place) -> AsyncIterator[Sink]:
+    sink = await place.connect()
+    try:
+        yield sink
+    finally:
+        await sink.close()
+
+
+def closed_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+# ---- the contract
+
+
+async def test_the_topic_is_described(place: Place) -> None:
+    async with connected(place) as sink:
+        assert (PARTITIONS, 1_048_588) == (sink.topic.partitions, sink.topic.message_bytes_max)
+
+
+async def test_send_returns_the_first_records_kafka_offset(place: Place) -> None:
+    async with connected(place) as sink:
+        first = [await sink.send(batch_of(b"1", b"2", partition=p)) for p in range(PARTITIONS)]
+        second = await sink.send(batch_of(b"3", partition=1))
+
+    assert ([0] * PARTITIONS, 2) == (first, second)
+
+
+@pytest.mark.parametrize("compressed", [PLAIN, GZIP], ids=["none", "gzip"])
+async def test_records_arrive_with_key_and_headers(place: Place, compressed: wire.Codec) -> None:
+    async with connected(place) as sink:
+        await sink.send(batch_of(b"one", b"two", partition=2, key=b"\x00k", compressed=compressed))
+        await sink.send(batch_of(b"three", partition=0))
+
+    assert [
+        (0, None, b"three", [("event_id", b"three")]),
+        (2, b"\x00k", b"one", [("event_id", b"one")]),
+        (2, b"\x00k", b"two", [("event_id", b"two")]),
+    ] == await place.arrived()
+
+
+async def test_a_partition_keeps_its_order_with_a_window_of_sends_out(place: Place) -> None:
+    batches = [batch_of(b"%d" % n, b"%d+" % n, partition=1) for n in range(20)]
+    async with connected(place) as sink:
+        out: list[asyncio.Task[int]] = []
+        for batch in batches:
+            out.append(asyncio.ensure_future(sink.send(batch)))
+            if len(out) >= WINDOW:
+                await out[-WINDOW]
+        kafka_offsets = await asyncio.gather(*out)
+
+    assert list(range(0, 40, 2)) == kafka_offsets
+    assert [v for n in range(20) for v in (b"%d" % n, b"%d+" % n)] == [
+        value for _, _, value, _ in await place.arrived()
+    ]
+
+
+async def test_a_partition_that_is_not_there_is_a_changed_topic(place: Place) -> None:
+    async with connected(place) as sink:
+        with pytest.raises(SinkUnavailable) as caught:
+            await sink.send(batch_of(b"x", partition=PARTITIONS))
+
+    assert "topic_changed" == caught.value.reason
+
+
+async def test_close_leaves_no_task_behind(place: Place) -> None:
+    before = asyncio.all_tasks()
+    async with connected(place) as sink:
+        await sink.send(batch_of(b"x"))
+
+    assert before == asyncio.all_tasks()
+
+
+async def test_a_batch_of_a_closed_sink_may_be_sent_by_the_next(place: Place) -> None:
+    batch = batch_of(b"again", compressed=GZIP)
+    for kafka_offset in range(2):
+        async with connected(place) as sink:
+            assert kafka_offset == await sink.send(batch)
+
+
+@pytest.fixture
+async def small_fake_place() -> Place:
+    return Place(FakeKafka(PARTITIONS, message_bytes_max=2000).connect, lambda: _nothing())
+
+
+async def _nothing() -> list[Arrived]:
+    return []
+
+
+@pytest.fixture
+async def small_kafka_place(kafka: str, topics: Topics) -> Place:
+    topic = await topics(partitions=PARTITIONS, max_message_bytes=2000)
+    return through_aiokafka(kafka, topic)
+
+
+@pytest.mark.parametrize(
+    "small",
+    [
+        pytest.param("small_fake_place", id="fake"),
+        pytest.param("small_kafka_place", marks=pytest.mark.kafka, id="kafka"),
+    ],
+)
+async def test_what_is_too_large_is_refused_and_ends_its_producer(
+    small: str, request: pytest.FixtureRequest
+) -> None:
+    """Why a partition's failure retires the producer: nothing after it can be in sequence."""
+    place: Place = request.getfixturevalue(small)
+    async with connected(place) as sink:
+        assert 2000 == sink.topic.message_bytes_max
+        assert 0 == await sink.send(batch_of(b"fits"))
+
+        refused, behind = await asyncio.gather(
+            sink.send(batch_of(b"x" * 4000)), sink.send(batch_of(b"y")), return_exceptions=True
+        )
+
+    assert isinstance(refused, RecordRefused)
+    assert "refused_too_large" == refused.reason
+    assert isinstance(behind, SinkUnavailable)
+    assert "sequence" == behind.reason
+
+
+@pytest.mark.kafka
+async def test_a_missing_topic_is_said_and_not_created_by_asking(kafka: str) -> None:
+    """This broker would create it: auto.create.topics.enable is true by default."""
+    missing = f"missing-{uuid4().hex}"
+    before = asyncio.all_tasks()
+
+    for _ in range(2):
+        with pytest.raises(SinkUnavailable) as caught:
+            await through_aiokafka(kafka, missing).connect()
+        assert "topic_missing" == caught.value.reason
+
+    assert before == asyncio.all_tasks()
+    await asyncio.sleep(0.5)  # a topic is created after the answer that says it is not there
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        assert missing not in await admin.list_topics()
+    finally:
+        await admin.close()
+
+
+async def test_nobody_at_the_address_is_unreachable() -> None:
+    before = asyncio.all_tasks()
+
+    with pytest.raises(SinkUnavailable) as caught:
+        await through_aiokafka(closed_port(), "feedback").connect()
+
+    assert "unreachable" == caught.value.reason
+    assert before == asyncio.all_tasks()
+
+
+async def test_a_broker_that_accepts_and_says_nothing_is_given_up_in_time() -> None:
+    """A connection alone proves nothing: a stopped process still has its port open."""
+    before = asyncio.all_tasks()
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        bootstrap = f"127.0.0.1:{mute.getsockname()[1]}"
+        async with asyncio.timeout(10.0):
+            with pytest.raises(SinkUnavailable):
+                await KafkaSink.connect((bootstrap,), "feedback", client_id="t", timeout_s=0.5)
+
+    assert before == asyncio.all_tasks()
+
+
+async def test_close_is_bounded_while_every_broker_is_away(embedded: EmbeddedKafka) -> None:
+    """aiokafka's own ``stop`` waits for ever here."""
+    embedded.create_topic("feedback", PARTITIONS)
+    before = asyncio.all_tasks()
+    sink = await through_aiokafka(embedded.bootstrap_servers, "feedback").connect()
+    await sink.send(batch_of(b"before"))
+    embedded.broker_down()
+    sends = [
+        asyncio.ensure_future(sink.send(batch_of(b"x", partition=p))) for p in (0, 0, 1)
+    ]
+    done, _ = await asyncio.wait(sends, timeout=0.5)
+    assert not done
+
+    async with asyncio.timeout(6.0):
+        await sink.close()
+
+    answers = await asyncio.wait_for(asyncio.gather(*sends, return_exceptions=True), 6.0)
+    assert all(isinstance(answer, SinkUnavailable) for answer in answers), answers
+    assert before == asyncio.all_tasks()
+
+
+async def test_close_is_bounded_while_a_cancelled_send_is_out(embedded: EmbeddedKafka) -> None:
+    embedded.create_topic("feedback", PARTITIONS)
+    before = asyncio.all_tasks()
+    sink = await through_aiokafka(embedded.bootstrap_servers, "feedback").connect()
+    embedded.broker_down()
+    send = asyncio.ensure_future(sink.send(batch_of(b"x")))
+    await asyncio.sleep(0.3)
+    send.cancel()
+
+    async with asyncio.timeout(6.0):
+        await sink.close()
+    await asyncio.gather(send, return_exceptions=True)
+
+    assert before == asyncio.all_tasks()
+
+
+def test_every_reason_of_a_sink_has_its_counter() -> None:
+    assert {*REASONS, "topic_changed"} == set(SEND_FAILURES)
+
+
+# ---- the outlet
+
+
+@dataclass
+class Node:
+    outlet: Outlet
+    kafka: FakeKafka
+    clock: FakeClock
+    metrics: Metrics
+    registry: CollectorRegistry
+    settled: list[bytes] = field(default_factory=list)
+    refused: list[tuple[bytes, str]] = field(default_factory=list)
+
+    def admit(self, *values: bytes, partition: int = 0) -> Batch:
+        batch = batch_of(*values, partition=partition)
+        self.outlet.admit(batch)
+        return batch
+
+    async def let_pass(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        await turns()
+
+    async def until_empty(self) -> None:
+        for _ in range(200):
+            await turns()
+            if self.outlet.empty.is_set():
+                return
+            due_s = self.outlet.delivery.due_s
+            if due_s is not None:
+                self.clock.now = max(self.clock.now, due_s)
+        raise AssertionError(self.outlet.status())
+
+    def count(self, name: str, **labels: str) -> float | None:
+        labels = {"sink": "events", **labels}
+        return self.registry.get_sample_value(f"feedback_agent_{name}", labels)
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    clock, kafka, registry = FakeClock(), FakeKafka(), CollectorRegistry()
+    clock.drive()
+    metrics = Metrics(registry)
+    delivery = Delivery(
+        RetryPolicy(),
+        Breaker(BreakerPolicy(), clock.monotonic),
+        split=partial(wire.split, codec=PLAIN),
+        retire_s=10.0,
+        clock=clock.monotonic,
+        jitter=lambda: 0.5,
+    )
+
+    def settled(batch: Batch, kafka_offset: int, latency_s: float) -> None:
+        values = [record.value for record in wire.records(batch)]
+        at = slice(kafka_offset, kafka_offset + len(values))
+        assert values == kafka.values(batch.partition)[at]
+        found.settled += values
+        batch.settle()
+
+    def refused(batch: Batch, reason: str) -> None:
+        found.refused += [(record.value, reason) for record in wire.records(batch)]
+        batch.settle()
+
+    outlet = Outlet(
+        "events",
+        delivery,
+        kafka.connect,
+        settled=settled,
+        refused=refused,
+        clock=clock,
+        metrics=metrics,
+    )
+    found = Node(outlet, kafka, clock, metrics, registry)
+    before = asyncio.all_tasks()
+    running = asyncio.create_task(outlet.run())
+    yield found
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await outlet.close()
+    assert not kafka.living, "a producer was left open"
+    assert before == asyncio.all_tasks()
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "agent.sink"]
+
+
+async def test_what_is_admitted_is_settled(node: Node) -> None:
+    node.admit(b"a", b"b", partition=0)
+    node.admit(b"c", partition=1)
+    assert not node.outlet.empty.is_set()
+
+    await node.until_empty()
+
+    assert {b"a", b"b", b"c"} == set(node.settled)
+    assert ([b"a", b"b"], [b"c"]) == (node.kafka.values(0), node.kafka.values(1))
+    assert node.outlet.problem is None
+
+
+async def test_waiting_for_something_to_do_lets_others_run(node: Node) -> None:
+    """An outlet with nothing due sleeps; one that spins would stop the whole agent."""
+    await node.until_empty()
+    spins = 0
+    tick = node.outlet.delivery.tick
+
+    def counted() -> list[object]:
+        nonlocal spins
+        spins += 1
+        return list(tick())
+
+    node.outlet.delivery.tick = counted  # type: ignore[assignment,method-assign]
+    await turns(200)
+
+    assert spins <= 1
+
+
+async def test_the_topic_is_known_once_connected(node: Node) -> None:
+    await asyncio.wait_for(node.outlet.described.wait(), 1.0)
+
+    assert node.outlet.topic is not None
+    assert 12 == node.outlet.topic.partitions
+
+
+async def test_a_failure_retires_once_and_sends_again_in_order(node: Node) -> None:
+    node.admit(b"first")
+    await node.until_empty()
+    node.kafka.fail("timeout")
+    for n in range(6):
+        node.admit(b"%d" % n)
+        node.admit(b"%d'" % n, partition=1)
+
+    await node.until_empty()
+
+    assert [b"first", *(b"%d" % n for n in range(6))] == node.kafka.values(0)
+    assert [b"%d'" % n for n in range(6)] == node.kafka.values(1)
+    assert 1.0 == node.count("producer_retirements_total")
+    assert 13 == len(node.settled) == len(set(node.settled))
+
+
+async def test_a_lost_answer_costs_a_copy_and_no_order(node: Node) -> None:
+    node.kafka.fail("timeout", appended=True)
+    node.admit(b"a")
+    node.admit(b"b")
+
+    await node.until_empty()
+
+    assert [b"a", b"a", b"b"] == node.kafka.values(0)
+    assert [b"a", b"b"] == node.settled
+
+
+async def test_an_outage_is_said_once_and_so_is_its_end(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.kafka.down = "unreachable"
+    with caplog.at_level(logging.INFO):
+        node.admit(b"a")
+        for _ in range(10):
+            await node.let_pass(60.0)
+        assert ["sink.down"] == said(caplog)
+        assert 0.0 == node.count("sink_up")
+        assert "unreachable" == node.outlet.problem
+        failures = node.count("send_failures_total", reason="unreachable")
+        assert failures is not None
+        assert failures >= 10
+
+        node.kafka.down = None
+        await node.let_pass(60.0)
+        await node.until_empty()
+
+    assert ["sink.down", "sink.up"] == said(caplog)
+    assert 1.0 == node.count("sink_up")
+    assert [b"a"] == node.kafka.values(0)
+
+
+async def test_another_reason_is_said_anew(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    for reason in ("unreachable", "unreachable", "authentication"):
+        node.kafka.down = reason
+        await node.let_pass(60.0)
+
+    assert ["sink.down", "sink.down"] == said(caplog)
+
+
+async def test_a_refused_record_is_isolated_and_the_others_arrive(node: Node) -> None:
+    """Bisected: the one bad record of a batch is refused, its neighbours keep their order."""
+    node.kafka.refuses = lambda record: record.value == b"5"
+    ledger = Ledger(0, b"")
+    (chunk,) = chunks_of(ledger, 100)
+    batch = batch_of(*(b"%d" % n for n in range(10)), chunks=[chunk])
+    ledger.reserve(chunk)
+    node.outlet.admit(batch)
+    node.admit(b"behind")
+
+    await node.until_empty()
+
+    assert [(b"5", "refused_invalid")] == node.refused
+    assert [b"%d" % n for n in range(10) if n != 5] + [b"behind"] == node.kafka.values(0)
+    assert (100, 0) == (ledger.watermark, chunk.open_batches)
+    assert 0.0 == node.clock.now, "isolating needs no backoff: Kafka answers"
+
+
+async def test_a_hanging_producer_is_replaced_and_its_batches_go_again(node: Node) -> None:
+    """One partition fails and another says nothing: the retirement is bounded."""
+    node.admit(b"first", partition=1)
+    await node.until_empty()
+    node.kafka.fail("not_enough_replicas")
+    node.admit(b"failing", partition=0)
+    await turns()
+    assert Phase.DOWN is node.outlet.delivery.phase
+    await node.let_pass(1.0)
+    assert [b"failing"] == node.kafka.values(0)
+
+    node.kafka.hold()
+    node.admit(b"stuck", partition=1)
+    await turns()
+    assert Phase.LIVE is node.outlet.delivery.phase
+    node.outlet._carry_out(node.outlet.delivery._retire("timeout"))
+    await node.let_pass(10.0)
+    node.kafka.release()
+    await node.until_empty()
+
+    assert [b"first", b"stuck"] == node.kafka.values(1)
+
+
+async def test_a_smaller_topic_gets_what_was_bound_beyond_its_end(node: Node) -> None:
+    await node.until_empty()
+    await node.outlet.described.wait()
+    node.kafka.partitions = 4
+    node.admit(b"moved", partition=11)
+
+    await node.until_empty()
+
+    assert [b"moved"] == node.kafka.values(3)
+    assert node.outlet.topic is not None
+    assert 4 == node.outlet.topic.partitions
+
+
+async def test_close_lets_go_of_what_is_pending(node: Node) -> None:
+    """What has no answer is neither settled nor refused: it stays above the watermark."""
+    await node.outlet.described.wait()
+    node.kafka.hold()
+    node.admit(b"a")
+    await turns()
+
+    await node.outlet.close()
+
+    assert ([], []) == (node.settled, node.refused)
+    assert 1 == node.outlet.delivery.queued
+
+
+async def test_close_in_a_retirement_still_closes_the_producer(node: Node) -> None:
+    """The producer of a retirement is nobody's any more but the closing task's."""
+    await node.outlet.described.wait()
+    node.kafka.fail("timeout")
+    node.admit(b"a")
+    while node.outlet.delivery.phase is not Phase.CLOSING:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    await node.outlet.close()
+
+    assert not node.kafka.living
+
+
+async def test_a_broken_invariant_in_a_send_ends_run() -> None:
+    """An AssertionError must end the process, not vanish with the task it happened in."""
+    clock, kafka = FakeClock(), FakeKafka()
+
+    def broken(batch: Batch, kafka_offset: int, latency_s: float) -> None:
+        raise AssertionError("settled twice")
+
+    delivery = Delivery(
+        RetryPolicy(),
+        Breaker(BreakerPolicy(), clock.monotonic),
+        split=partial(wire.split, codec=PLAIN),
+        retire_s=10.0,
+        clock=clock.monotonic,
+        jitter=lambda: 0.5,
+    )
+    outlet = Outlet(
+        "events",
+        delivery,
+        kafka.connect,
+        settled=broken,
+        refused=lambda batch, reason: None,
+        clock=clock,
+        metrics=Metrics(CollectorRegistry()),
+    )
+    outlet.admit(batch_of(b"a"))
+
+    with pytest.raises(AssertionError, match="settled twice"):
+        await asyncio.wait_for(outlet.run(), 2.0)
+    await outlet.close()
