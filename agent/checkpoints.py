@@ -67,7 +67,8 @@ class Checkpointer:
         self._in_flight.add(chunk)
         self._sources[chunk.ledger] = source
         chunk.ledger.reserve(chunk)
-        self._note(chunk.ledger)
+        if not chunk.open_batches:  # nothing but blank lines: settled at once
+            self._note(chunk.ledger)
 
     def settle(self, batch: Batch) -> None:
         """Note that the fate of ``batch`` is known (invariant 1)."""
@@ -102,8 +103,22 @@ class Checkpointer:
     async def flush(self) -> None:
         """Commit everything that has moved, in one transaction. Raises ``StoreError``."""
         self._dirty.clear()
+        rows, forgotten, passed = self.collect()
+        if not rows and not forgotten:
+            return
+        started_s = self._clock.monotonic()
+        loop = asyncio.get_running_loop()
+        saving = loop.run_in_executor(self._executor, self._save, rows, forgotten)
+        await asyncio.shield(saving)  # cancelled, a commit still in its queue would be lost
+        self._metrics.checkpoint_commits.inc()
+        self._metrics.checkpoint_seconds.observe(self._clock.monotonic() - started_s)
+        self.stored(passed)
+
+    def collect(self) -> tuple[list[Checkpoint], list[Checkpoint], list[Chunk]]:
+        """Return the rows to store, those to delete, and the chunks that are then done."""
         moved, self._moved = self._moved, set()
         rows, self._rows = self._rows, {}
+        forgotten, self._forgotten = self._forgotten, []
         passed: list[Chunk] = []
         for ledger in moved:
             row = self._sources[ledger].checkpoint()
@@ -111,15 +126,10 @@ class Checkpointer:
             passed += ledger.take_passed()
             if not ledger.in_flight_bytes:
                 del self._sources[ledger]
-        forgotten, self._forgotten = self._forgotten, []
-        if not rows and not forgotten:
-            return
-        started_s = self._clock.monotonic()
-        loop = asyncio.get_running_loop()
-        saving = loop.run_in_executor(self._executor, self._save, [*rows.values()], forgotten)
-        await asyncio.shield(saving)  # cancelled, a commit still in its queue would be lost
-        self._metrics.checkpoint_commits.inc()
-        self._metrics.checkpoint_seconds.observe(self._clock.monotonic() - started_s)
+        return [*rows.values()], forgotten, passed
+
+    def stored(self, passed: Iterable[Chunk]) -> None:
+        """Note that a commit is on disk: ``passed`` cannot be sent again by a crash any more."""
         for chunk in passed:
             self._in_flight.remove(chunk)
         self._committed()

@@ -18,7 +18,9 @@ import msgspec
 from agent import wire
 from agent.clock import Clock
 from agent.core.batch import Batch, Pace
-from agent.core.decode import Decoded, Decoder, Rejection, epoch_s
+from agent.core.decode import Decoded, Decoder
+from agent.core.diagnosis import Rejection
+from agent.core.formats import epoch_s
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
 from agent.core.lines import Piece

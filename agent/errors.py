@@ -8,7 +8,7 @@
     * ``SinkUnavailable``    Kafka's or the network's fault; wait, try again, never drop
     * ``RecordRefused``      this record's fault; isolate it, dead-letter only it
 
-A bad line is not an error: see ``core.decode.Rejection``. A broken invariant is an
+A bad line is not an error: see ``core.diagnosis.Rejection``. A broken invariant is an
 ``AssertionError`` and ends the process with ``EXIT_INVARIANT``.
 """
 

@@ -39,7 +39,7 @@ def opened() -> int:
 
 def add_watch(fd: int, directory: Path, mask: int) -> int:
     """Return the watch descriptor; the one it has for a directory known. Raises ``OSError``."""
-    added = int(_libc.inotifyadd_watch(fd, os.fsencode(directory), ctypes.c_uint32(mask)))
+    added = int(_libc.inotify_add_watch(fd, os.fsencode(directory), ctypes.c_uint32(mask)))
     if added < 0:
         raise _last_error()
     return added

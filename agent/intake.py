@@ -14,10 +14,10 @@ from agent.checkpoints import Checkpointer
 from agent.chunk import Chunker, Sealed
 from agent.clock import wait_any, wait_event
 from agent.core.discovery import Scan
-from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
 from agent.core.quota import InFlight
 from agent.harvester import Harvester, Truncated
+from agent.registry import Changes
 from agent.sink import Outlet
 from agent.sources import Sources
 
@@ -33,8 +33,7 @@ class Turn(NamedTuple):
     harvester: Harvester | None
     chunk: Chunk | None
     sealed: Sealed
-    rows: list[Checkpoint]
-    forgotten: list[Checkpoint]
+    changes: Changes
     wait_s: float
 
 
@@ -62,9 +61,9 @@ class Worker:
                 if harvester.more:
                     sources.again(followed)
         sealed = chunker.seal_due()
-        rows, forgotten = sources.registry.take()
+        changes = sources.registry.take()
         wait_s = chunker.due_in_s(IDLE_S) if sources.idle else 0.0
-        return Turn(harvester, chunk, sealed, rows, forgotten, wait_s)
+        return Turn(harvester, chunk, sealed, changes, wait_s)
 
 
 class Intake:
@@ -153,11 +152,13 @@ class Intake:
     async def _turn(self) -> Turn:
         async with self._turning:
             turn = await self._in_worker(self._worker.turn)
-        if turn.chunk is not None:
-            assert turn.harvester is not None
-            self._checkpointer.reserve(turn.harvester, turn.chunk)
+            self._checkpointer.put(turn.changes.rows, turn.changes.forgotten)
+            if turn.chunk is not None:
+                assert turn.harvester is not None
+                self._checkpointer.reserve(turn.harvester, turn.chunk)
+            if turn.changes.begun:
+                await self._checkpointer.flush()
         self._admit(turn.sealed)
-        self._checkpointer.put(turn.rows, turn.forgotten)
         return turn
 
     def _admit(self, sealed: Sealed) -> None:

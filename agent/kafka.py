@@ -14,6 +14,7 @@ import contextlib
 import functools
 import random
 import weakref
+from itertools import chain
 from typing import NamedTuple
 
 import aiokafka.client
@@ -201,7 +202,12 @@ async def _end(producer: AIOKafkaProducer, requests: "weakref.WeakSet[asyncio.Ta
     if ending:
         await asyncio.wait(ending, timeout=_CLOSE_S)
     # Futures of batches that were never answered: nobody may wait on them, or be warned of them.
-    producer._message_accumulator.fail_all(errors.ProducerClosed())  # noqa: SLF001
+    accumulator = producer._message_accumulator  # noqa: SLF001
+    accumulator.fail_all(errors.ProducerClosed())
+    for batch in (*accumulator._pending_batches, *chain(*accumulator._batches.values())):  # noqa: SLF001
+        for future in (batch.future, batch._drain_waiter):  # noqa: SLF001
+            if not future.cancelled():
+                future.exception()
 
 
 async def _describe(producer: AIOKafkaProducer, name: str) -> Topic:

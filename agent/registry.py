@@ -7,19 +7,13 @@ left in ``rows`` and ``forgotten`` for the loop to collect.
 
 import logging
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from agent.clock import Clock
-from agent.core.discovery import (
-    Candidate,
-    Continuation,
-    FileKey,
-    Index,
-    Seen,
-    Sighting,
-    continues,
-)
+from agent.core.continuation import Candidate, Continuation, Index, Sighting, continues
+from agent.core.discovery import FileKey, Seen
 from agent.core.identity import (
     FINGERPRINT_BYTES,
     Birth,
@@ -52,6 +46,15 @@ class Followed:
         if self.harvester is not None:
             self.checkpoint = self.harvester.checkpoint()
         return self.checkpoint
+
+
+class Changes(NamedTuple):
+    """Rows to store and rows to delete. With ``begun`` a generation is among them, and nothing of
+    it may be sent before it is stored: a crash would give its number to other content."""
+
+    rows: list[Checkpoint]
+    forgotten: list[Checkpoint]
+    begun: bool
 
 
 class _Undecided:
@@ -88,6 +91,7 @@ class Registry:
     ) -> None:
         self.rows: list[Checkpoint] = []
         self.forgotten: list[Checkpoint] = []
+        self._begun = False
         self.begin_at_end: set[FileKey] = set()
         """Files that begin at their last line's end if nobody knows them."""
         self._line_bytes_max = line_bytes_max
@@ -110,10 +114,10 @@ class Registry:
         """Return whether nothing was ever followed."""
         return not self._by_birth
 
-    def take(self) -> tuple[list[Checkpoint], list[Checkpoint]]:
-        """Return the rows to be stored and those to be deleted since the last call."""
-        taken = self.rows, self.forgotten
-        self.rows, self.forgotten = [], []
+    def take(self) -> Changes:
+        """Return what has to reach the disk since the last call."""
+        taken = Changes(self.rows, self.forgotten, self._begun)
+        self.rows, self.forgotten, self._begun = [], [], False
         return taken
 
     def scanned(self, new: Collection[FileKey]) -> None:
@@ -151,8 +155,8 @@ class Registry:
         gone_at = before.gone_at if is_copy else None
         return followed, replace(before, path=seen.path, gone_at=gone_at)
 
-    def is_stranger(self, file: Descriptor) -> bool:
-        return file.birth not in self._by_birth
+    def get(self, birth: Birth) -> Followed | None:
+        return self._by_birth.get(birth)
 
     def supersede(self, followed: Followed, change: Change, file: Readable) -> Checkpoint:
         """End a generation and return the next; what is pending of the old one settles alone."""
@@ -171,6 +175,7 @@ class Registry:
               cause=change.cause, generation=who.generation, watermark=before.watermark,
               resume_at=change.resume_at)  # fmt: skip
         self._metrics.generations.labels(change.cause).inc()
+        self._begun = True
         return starting_at(change.resume_at, file, who)
 
     def lose(self, followed: Followed) -> None:

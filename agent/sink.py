@@ -80,6 +80,8 @@ class Outlet:
         self._metrics = metrics
         self._sink: Sink | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._dropping: asyncio.Task[None] | None = None
+        self._broken: BaseException | None = None
         self._wake = asyncio.Event()
         self._said: str | None = "not connected yet"
 
@@ -90,6 +92,8 @@ class Outlet:
     async def run(self) -> None:
         """Let time pass for the machine: connect, retire and try again when it is due."""
         while True:
+            if self._broken is not None:
+                raise self._broken
             self._carry_out(self.delivery.tick())
             self._wake.clear()  # after: carrying out wakes too, and the tick was for this turn
             due_s = self.delivery.due_s
@@ -99,7 +103,8 @@ class Outlet:
     async def close(self) -> None:
         """Let go of the producer and of what is on its way."""
         for task in self._tasks:
-            task.cancel()
+            if task is not self._dropping:  # only that one still knows its producer
+                task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._sink is not None:
             await self._sink.close()
@@ -142,7 +147,14 @@ class Outlet:
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody awaits these tasks: what broke in one must end ``run``, and so the process."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken = error
+            self._wake.set()
 
     async def _make_sink(self) -> None:
         try:
@@ -160,9 +172,9 @@ class Outlet:
         sink, self._sink = self._sink, None
         assert sink is not None
         self._metrics.producer_retirements.labels(self.name).inc()
-        current = asyncio.current_task()
+        self._dropping = asyncio.current_task()
         for task in self._tasks:  # all but this one are sends of this sink: their fate is unknown
-            if task is not current:
+            if task is not self._dropping:
                 task.cancel()
         await sink.close()
         self._carry_out(self.delivery.closed())

@@ -141,6 +141,9 @@ class Sources:
         if isinstance(opened, Refused):
             self._refused(seen.path, opened)
             return
+        if (opened.birth.device, opened.birth.inode) != seen.key:
+            opened.close()  # rotated since it was seen: the next scan knows what lies here now
+            return
         if followed is not None and followed.birth != opened.birth:
             self._lose(self._by_key.pop(seen.key))  # the inode has a new life
         try:
@@ -150,7 +153,14 @@ class Sources:
             self._refused(seen.path, Refused("error", error.strerror or ""))
 
     def _adopt(self, file: Descriptor, seen: Seen) -> None:
-        if self.registry.is_stranger(file) and (links := file.links()) > 1:
+        known = self.registry.get(file.birth)
+        if known is not None and known.harvester is not None:
+            file.close()  # it was gone, is back, and was never let go of
+            known.harvester.gone_at = None
+            self._see(known, seen)
+            self._ready[known] = None
+            return
+        if known is None and (links := file.links()) > 1:
             file.close()  # one of its names may be another client's
             self._refused(seen.path, Refused("links", f"{links} names"))
             return
@@ -163,6 +173,7 @@ class Sources:
         self._follow(followed, base, file)
 
     def _follow(self, followed: Followed, base: Checkpoint, file: Readable) -> None:
+        assert followed.harvester is None or followed.harvester.file is file, "one reader a file"
         self._unreadable.pop(base.path, None)
         followed.checkpoint = base
         followed.harvester = Harvester(file, base, self._line_bytes_max)

@@ -185,7 +185,7 @@ def _check(connection: sqlite3.Connection) -> None:
 
 
 def _check_rows(database: sqlite_utils.Database) -> None:
-    """SQLite finds no flipped bit inside of a value; a row that is none must not stop each start."""
+    """SQLite sees no flipped bit inside of a value; it must not stop every start to come."""
     try:
         for row in database["checkpoints"].rows:
             _checkpoint(row)

@@ -8,28 +8,14 @@ Nothing runs while nothing happens.
 """
 
 import asyncio
-import contextlib
 import errno
 import os
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from watchdog.events import (
-    DirCreatedEvent,
-    DirDeletedEvent,
-    DirMovedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers.api import BaseObserver
-from watchdog.observers.inotify import InotifyObserver
-
 from agent import inotify
+from agent.lifecycle import Lifecycle
 
 Problem = Literal[
     "root_missing",
@@ -43,15 +29,6 @@ Problem = Literal[
 
 EVERYTHING = None
 """What ``on_data`` is given when events were lost: any file may have grown."""
-
-_LIFECYCLE: list[type[FileSystemEvent]] = [
-    DirCreatedEvent,
-    DirDeletedEvent,
-    DirMovedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileMovedEvent,
-]
 
 _MASK = inotify.IN_MODIFY | inotify.IN_ONLYDIR | inotify.IN_EXCL_UNLINK
 _ROOT_LEFT = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_UNMOUNT
@@ -94,7 +71,7 @@ class Watcher:
         self._on_change = on_change
         self._damp_s = damp_s
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lifecycle: _Lifecycle | None = None
+        self._lifecycle: Lifecycle | None = None
         self._fd = -1
         self._watched: dict[int, str] = {}  # watch descriptor -> directory
         self._drain_later: asyncio.TimerHandle | None = None
@@ -117,7 +94,7 @@ class Watcher:
         try:
             self._fd = inotify.opened()
             inotify.add_watch(self._fd, self._root, _MASK | _ROOT_LEFT)
-            self._lifecycle = _Lifecycle(self._root, loop, self._lifecycle_changed)
+            self._lifecycle = Lifecycle(self._root, loop, self._lifecycle_changed)
         except OSError as error:
             self.close()
             self._problem = _BY_ERRNO.get(error.errno, "unsupported")
@@ -204,59 +181,3 @@ class Watcher:
             self._on_change()
         elif lost and self.running:
             self._on_change()
-
-
-class _Lifecycle(FileSystemEventHandler):
-    """watchdog's threads, and the way from them to the loop: a storm arrives there as one call."""
-
-    def __init__(
-        self,
-        root: Path,
-        loop: asyncio.AbstractEventLoop,
-        changed: Callable[[set[str], set[str]], None],
-    ) -> None:
-        self._root = os.path.realpath(root)  # watchdog watches a link itself, not what it names
-        self._loop = loop
-        self._changed = changed
-        self._directories: deque[tuple[bool, str]] = deque()  # (is it there, path), both threads
-        self._told = False
-        self._closed = False
-        self._observer: BaseObserver = InotifyObserver()
-        try:
-            self._observer.schedule(self, self._root, recursive=True, event_filter=_LIFECYCLE)
-            self._observer.start()
-        except OSError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self._closed = True
-        self._observer.stop()
-        with contextlib.suppress(RuntimeError):  # it never started
-            self._observer.join()
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        """Take one event, in watchdog's thread."""
-        if isinstance(event, DirDeletedEvent | DirMovedEvent):
-            self._directories.append((False, self._relative(event.src_path)))
-        if isinstance(event, DirCreatedEvent):
-            self._directories.append((True, self._relative(event.src_path)))
-        if isinstance(event, DirMovedEvent):
-            self._directories.append((True, self._relative(event.dest_path)))
-        if not self._told:
-            self._told = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody to tell
-                self._loop.call_soon_threadsafe(self._tell)
-
-    def _tell(self) -> None:
-        self._told = False  # before the queue is emptied: a later event tells again
-        there: set[str] = set()
-        left: set[str] = set()
-        while self._directories:
-            is_there, path = self._directories.popleft()
-            (there if is_there else left).add(path)
-        if not self._closed:
-            self._changed(there - {"."}, left - {"."})
-
-    def _relative(self, path: bytes | str) -> str:
-        return os.path.relpath(os.fsdecode(path), self._root)

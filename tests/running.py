@@ -4,6 +4,7 @@ Everything blocks and everything is bounded: what does not come true within its 
 ``AssertionError`` with the end of the log.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -16,15 +17,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from aiokafka import ConsumerRecord
+
 from agent.core.identity import source_id
+from agent.demo.broker import EmbeddedKafka
+from agent.demo.oracle import Arrival, Arrivals, Judge, Verdict, compare, sources_below
 from agent.demo.scene import Topics, write_config
 from agent.opener import birth_of
+from tests import real_kafka
 
 STARTED_WITHIN_S = 20.0
 STOPPED_WITHIN_S = 40.0  # longer than agent.drain_s
 LOG_TAIL_LINES = 15
 NOWHERE = Topics("127.0.0.1:1", "feedback-events", "feedback-events-dlq")
 """Where no broker is: port 1 refuses at once."""
+
+TIMESTAMP = "2026-01-01T00:00:00Z"
+OBEDIENT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
 class Answer(NamedTuple):
@@ -35,7 +44,8 @@ class Answer(NamedTuple):
 class Agent:
     """One agent over one root and one state directory below ``work``; in a ``with`` block.
 
-    Several lives are possible, one at a time. ``sections`` go into its configuration.
+    Several lives are possible, one at a time. ``sections`` go into its configuration. An
+    ``obedient`` agent is held by the mode of files, even where root starts it.
 
     Attributes:
         root: The directory it watches; exists.
@@ -47,7 +57,7 @@ class Agent:
         work: Path,
         topics: Topics,
         *,
-        run_as: int | None = None,
+        obedient: bool = False,
         **sections: Mapping[str, object],
     ) -> None:
         self.root = work / "feedback"
@@ -57,7 +67,7 @@ class Agent:
         self.took_s = 0.0
         self._log = work / "agent.log"
         self._log_begin = 0  # of this life
-        self._run_as = run_as
+        self._prefix = OBEDIENT if obedient and os.geteuid() == 0 else []
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
         self.root.mkdir(parents=True, exist_ok=True)
@@ -92,11 +102,10 @@ class Agent:
         self._port = None
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "agent", "run", "--config", self.config],
+                [*self._prefix, sys.executable, "-m", "agent", "run", "--config", self.config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                user=self._run_as,
             )
 
     def signal(self, number: signal.Signals) -> None:
@@ -148,6 +157,8 @@ class Agent:
             connection.request("GET", path)
             response = connection.getresponse()
             return Answer(response.status, response.read().decode())
+        except OSError as error:
+            raise AssertionError(f"GET {path}: {error}\n{self.tail()}") from None
         finally:
             connection.close()
 
@@ -210,8 +221,15 @@ def append(path: Path, lines: Iterable[bytes]) -> None:
 
 def feedback(number: int, **more: object) -> bytes:
     """Return a good line with ``event_id(number)``, without its LF."""
-    fields = {"type": "user_feedback", "event_id": event_id(number), "session_id": f"s{number % 7}"}
-    return json.dumps({**fields, "rating": 4, "metadata": {"seq": number}, **more}).encode()
+    fields = {
+        "type": "user_feedback",
+        "event_id": event_id(number),
+        "timestamp": TIMESTAMP,
+        "session_id": f"s{number % 7}",
+        "rating": 4,
+        "metadata": {"seq": number},
+    }
+    return json.dumps({**fields, **more}).encode()
 
 
 def event_id(number: int) -> str:
@@ -225,3 +243,37 @@ def source_of(path: Path) -> str:
         return source_id(birth_of(fd))
     finally:
         os.close(fd)
+
+
+def mock_topics(cluster: EmbeddedKafka) -> Topics:
+    """Make the two topics on the embedded broker."""
+    topics = Topics(cluster.bootstrap_servers, "feedback-events", "feedback-events-dlq")
+    cluster.create_topic(topics.events, 12)
+    cluster.create_topic(topics.dead_letters, 1)
+    return topics
+
+
+def records(topics: Topics, topic: str) -> list[ConsumerRecord]:
+    """Return what ``topic`` holds, by partition and offset. Not from within an event loop."""
+    return asyncio.run(real_kafka.read_all(topics.bootstrap_servers, topic))
+
+
+def json_or_dead(fields: object) -> str | None:
+    """Judge lines of which only those that are no object are bad."""
+    return None if isinstance(fields, dict) else "invalid_json"
+
+
+def verdict(agent: Agent, judge: Judge = json_or_dead) -> Verdict:
+    """Hold both topics against the files below the agent's root."""
+    topics, arrivals = agent.topics, Arrivals()
+    for dead, topic in ((False, topics.events), (True, topics.dead_letters)):
+        for r in records(topics, topic):
+            arrivals.add(Arrival(dead, r.partition, r.key, r.value, r.headers, r.timestamp, 0))
+    return compare(sources_below(agent.root), arrivals, judge)
+
+
+def assert_each_once(agent: Agent, lines: int, judge: Judge = json_or_dead) -> None:
+    """Assert that all ``lines`` on disk are in Kafka, once each, in order, as what they are."""
+    found = verdict(agent, judge)
+    assert found.ok, found.examples
+    assert (lines, 0) == (found.lines, found.copies)

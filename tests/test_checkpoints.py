@@ -99,7 +99,7 @@ def furnished(executor: Executor, events_max: int = 1000) -> Room:
     in_flight = InFlight(InFlightPolicy(events_max=events_max))
 
     def committed() -> None:
-        room.room_again += 1
+        made.room_again += 1
 
     checkpointer = Checkpointer(
         disk.save,
@@ -109,8 +109,8 @@ def furnished(executor: Executor, events_max: int = 1000) -> Room:
         clock=clock,
         metrics=Metrics(CollectorRegistry()),
     )
-    room = Room(checkpointer, disk, in_flight, clock)
-    return room
+    made = Room(checkpointer, disk, in_flight, clock)
+    return made
 
 
 @pytest.fixture
@@ -317,7 +317,7 @@ async def test_a_source_may_be_idle_and_go_on(room: Room) -> None:
 
 
 async def test_cancelling_run_loses_no_row() -> None:
-    """A stop may come while the commit still waits for its thread; the last flush must not miss it."""
+    """A stop may come while the commit waits for its thread; the last flush must not miss it."""
     with ThreadPoolExecutor(1) as writer:
         room = furnished(writer)
         free = threading.Event()

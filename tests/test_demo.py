@@ -1,6 +1,7 @@
 """The demo as a person runs it, for a few seconds."""
 
 import asyncio
+import contextlib
 import io
 import subprocess
 import sys
@@ -122,3 +123,13 @@ async def test_an_app_killed_and_started_again_writes_each_line_once(tmp_path: P
         line for source in oracle.sources_below(tmp_path / "root") for _, line in source.lines()
     ]
     assert 3000 == len(seen) == len(set(seen))
+
+
+async def test_a_paused_app_can_be_stopped(tmp_path: Path) -> None:
+    app = App(tmp_path / "root", tmp_path, "a")
+    await app.start(1, rate=500)
+    app.pause(True)
+
+    async with asyncio.timeout(10):
+        with contextlib.suppress(SceneFailed):  # before it was there to hear a signal
+            await app.stop()

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from agent.core.decode import Decoded, Decoder, Rejection
+from agent.core.decode import Decoded, Decoder
+from agent.core.diagnosis import Rejection
 from agent.core.policy import SchemaPolicy
 from agent.core.record import KafkaRecord, Origin, Recorder, RecordPolicy
 from agent.demo import app, oracle

@@ -53,8 +53,8 @@ def test_a_stamped_batch_is_kafkas_format_byte_by_byte() -> None:
     got = bytes(wire.stamp(batch, producer_id=0x0102030405060708, producer_epoch=9,
                            base_sequence=0x0A0B0C0D))  # fmt: skip
 
-    first = bytes.fromhex("00" "00" "00") + b"\x02k" + b"\x0avalue" + b"\x02" + b"\x02h\x02x"
-    second = bytes.fromhex("00" "0a" "02") + b"\x01" + b"\x00" + b"\x00"
+    first = bytes.fromhex("000000") + b"\x02k" + b"\x0avalue" + b"\x02" + b"\x02h\x02x"
+    second = bytes.fromhex("000a02") + b"\x01" + b"\x00" + b"\x00"
     section = bytes([2 * len(first)]) + first + bytes([2 * len(second)]) + second
     counted = (
         bytes.fromhex("0000")  # attributes: no compression, create time

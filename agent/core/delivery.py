@@ -154,6 +154,7 @@ class Delivery:
         """Note that a record of ``batch`` is what Kafka refuses."""
         del self._pending[batch]
         self._refused[batch] = reason
+        self.breaker.succeeded()  # Kafka has answered; isolating must not wait for a cooldown
         return self._retire(reason)
 
     def closed(self) -> list[Action]:

@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from agent.core import events
-from agent.core.decode import Decoded, Rejection
+from agent.core.decode import Decoded
+from agent.core.diagnosis import Rejection
 from agent.core.events import Event, UnknownEvent
 
 Headers = list[tuple[str, bytes]]

@@ -19,6 +19,8 @@ from agent.clock import SystemClock
 from agent.demo.app import ROTATE_BYTES
 from agent.demo.oracle import Arrival, Arrivals
 
+READY_WITHIN_S = 20.0
+STARTED = b'"agent.started"'
 STOP_WITHIN_S = 40.0
 """Longer than ``agent.drain_s``."""
 CAUGHT_UP_WITHIN_S = 60.0
@@ -78,6 +80,7 @@ class AgentProcess:
         """When each life began, milliseconds since the epoch."""
         self._config = config
         self._process: Process | None = None
+        self._life_at = 0  # where its log begins
 
     @property
     def pid(self) -> int | None:
@@ -87,6 +90,7 @@ class AgentProcess:
     async def start(self) -> None:
         assert self._process is None, "one life at a time"
         self.started_ms.append(int(_clock.wall() * 1000))
+        self._life_at = self.log.stat().st_size if self.log.exists() else 0
         self._process = await _python(self.log, "-m", "agent", "run", "--config", str(self._config))
 
     def check(self) -> None:
@@ -94,6 +98,13 @@ class AgentProcess:
         if self._process is not None and self._process.returncode is not None:
             code = self._process.returncode
             raise SceneFailed(f"the agent ended with exit code {code}:\n{_tail(self.log)}")
+
+    async def ready(self) -> None:
+        """Return when it says that it has started: before, no signal would be heeded."""
+        async with asyncio.timeout(READY_WITHIN_S):
+            while STARTED not in self.log.read_bytes()[self._life_at :]:
+                self.check()
+                await asyncio.sleep(0.02)
 
     async def ended(self) -> Never:
         """Wait for an end that nobody asked for; raises ``SceneFailed``."""
@@ -113,6 +124,7 @@ class AgentProcess:
 
     async def stop(self) -> None:
         """SIGTERM. Raises ``SceneFailed`` unless the agent drains and ends with 0."""
+        await self.ready()
         self.check()
         assert self._process is not None
         self._process.terminate()
@@ -181,9 +193,10 @@ class App:
         self.look()
 
     async def stop(self) -> None:
-        """SIGTERM; returns when the last line is written."""
+        """SIGTERM; returns when the last line is written. A paused app goes on to hear it."""
         assert self._process is not None
         self._process.terminate()
+        self._process.send_signal(signal.SIGCONT)
         await self._process.wait()
         self.look()
 

@@ -74,7 +74,9 @@ def main(*, seconds: float | None = None, lines: int | None = None) -> int:
     try:
         verdict = asyncio.run(_play(console, plan(seconds, lines)))
     except SceneFailed as failed:
-        Console(stderr=True, highlight=False).print(f"the demo stopped: {failed}", markup=False)
+        Console(stderr=True, highlight=False).print(
+            f"the demo stopped: {failed}", markup=False, soft_wrap=True
+        )
         return 1
     return 0 if verdict.ok else 1
 
@@ -221,8 +223,9 @@ class Show:
         arrived = min(len(self.arrivals), self._written)  # a copy is no progress
         behind = self._written - arrived
         color = "red" if self._dead else "green"
-        grid.add_row(Text("in Kafka", "bold"), self._bar(arrived, self._total, color),
-                     f"{arrived:,}", Text(f"{behind:,} behind" if behind else "", "yellow"))  # fmt: skip
+        late = Text(f"{behind:,} behind" if behind else "", "yellow")
+        bar = self._bar(arrived, self._total, color)
+        grid.add_row(Text("in Kafka", "bold"), bar, f"{arrived:,}", late)
         return Panel(Group(grid, Text(), self._status()), title="feedback-agent demo")
 
     @staticmethod

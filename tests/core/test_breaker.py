@@ -39,9 +39,7 @@ def breaker_in(state: State, clock: FakeClock) -> Breaker:
         (State.HALF_OPEN, Breaker.allow, State.HALF_OPEN),
     ],
 )
-def test_every_state_has_an_answer_to_every_call(
-    before: State, call: object, after: State
-) -> None:
+def test_every_state_has_an_answer_to_every_call(before: State, call: object, after: State) -> None:
     breaker = breaker_in(before, FakeClock())
     assert callable(call)
     call(breaker)

@@ -1,13 +1,14 @@
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.core.decode import Decoded, Decoder, Rejection, canonical_uuid, epoch_s
+from agent.core.decode import Decoded, Decoder
+from agent.core.diagnosis import Rejection
 from agent.core.events import KnownEvent, ModelResponse, UnknownEvent, UserFeedback
+from agent.core.formats import epoch_s
 from agent.core.policy import SchemaPolicy
 from agent.core.reasons import REASONS
 
@@ -198,18 +199,6 @@ def test_what_is_suspect_follows_the_clock() -> None:
     assert isinstance(before, Decoded)
     assert isinstance(after, Decoded)
     assert (True, False) == (before.suspect, after.suspect)
-
-
-@given(st.datetimes(timezones=st.just(UTC)))
-def test_epoch_agrees_with_datetime(at: datetime) -> None:
-    assert epoch_s(at.isoformat()) == pytest.approx(at.timestamp(), abs=1e-4)
-
-
-@given(st.uuids())
-def test_a_uuid_is_made_canonical(uuid: Any) -> None:
-    for text in (str(uuid), str(uuid).upper(), uuid.hex):
-        assert canonical_uuid(text) == str(uuid)
-    assert canonical_uuid(str(uuid).replace("-", "", 1)) is None
 
 
 @pytest.mark.parametrize(

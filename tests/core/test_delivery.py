@@ -536,7 +536,7 @@ def test_an_acknowledgement_forgets_the_failures() -> None:
         clock.now = delivery.due_s
     delivery.tick()
     delivery.connected(4)
-    assert State.HALF_OPEN is delivery.breaker.state
+    assert delivery.breaker.wait_s() > 0, "the probe is out"
 
     proven(delivery)
 

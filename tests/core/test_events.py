@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from agent.core.decode import Decoded, Decoder, Rejection
+from agent.core.decode import Decoded, Decoder
+from agent.core.diagnosis import Rejection
 from agent.core.policy import SchemaPolicy
 
 NOW_S = 1_795_428_000.0  # 2026-11-23T10:00:00Z

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from agent.core import lines
 from agent.core.lines import TAIL_BYTES, Cursor
 
-PIECES = st.lists(st.sampled_from([b"\n", b"ab\n", b"x" * 9, b"y" * 70, b"\r\n", b"z"]), max_size=30)
+PIECES = st.lists(
+    st.sampled_from([b"\n", b"ab\n", b"x" * 9, b"y" * 70, b"\r\n", b"z"]), max_size=30
+)
 Range = tuple[int, int, bytes | None]
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.decode import Decoded, Decoder, Rejection
+from agent.core.decode import Decoded, Decoder
+from agent.core.diagnosis import Rejection
 from agent.core.policy import SchemaPolicy
 from agent.core.record import NAMESPACE, Headers, Origin, Recorder, RecordPolicy
 

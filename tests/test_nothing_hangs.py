@@ -1,0 +1,392 @@
+"""Whatever is missing: the agent comes up or ends with its code, says why once, and goes on by
+itself when it is there."""
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+
+from agent.demo.broker import EmbeddedKafka
+from agent.demo.scene import Topics
+from agent.store import MAJOR
+from tests import conftest, real_kafka
+from tests.running import (
+    NOWHERE,
+    Agent,
+    append,
+    assert_each_once,
+    event_id,
+    feedback,
+    mock_topics,
+    records,
+)
+
+QUICK = {"retry": {"backoff_s": 0.2, "backoff_max_s": 1}, "breaker": {"cooldown_s": 1}}
+"""So that a test needs not wait as long as a node does."""
+DOWN_S = 5.0
+STOP_WITHOUT_KAFKA_S = 10.0
+
+
+@pytest.fixture
+def topics(embedded: EmbeddedKafka) -> Topics:
+    return mock_topics(embedded)
+
+
+def sole_line(agent: Agent) -> str:
+    """Return what it said in all, which has to be one line and no traceback."""
+    lines = agent.log_text().splitlines()
+    assert 1 == len(lines), agent.log_text()
+    return lines[0]
+
+
+# ---- Kafka
+
+
+def test_without_kafka_it_comes_up_says_so_once_and_stops_within_ten_seconds(
+    tmp_path: Path,
+) -> None:
+    """Restarting would not bring Kafka back, so it is alive; it is not ready, and says why."""
+    with Agent(tmp_path, NOWHERE, kafka={"start_s": 1}, **QUICK) as agent:
+        append(agent.root / "acme/a.jsonl", [feedback(1)])
+        agent.start()
+        agent.until(lambda: bool(agent.log_entries("kafka.absent_at_start")), "start_s is over")
+        time.sleep(3)  # a storm would need no longer
+
+        assert 200 == agent.get("/healthz").status
+        reasons = agent.not_ready()
+        assert any("unreachable" in reason for reason in reasons), reasons
+        down = agent.log_entries("sink.down")
+        assert {"events", "dead_letters"} == {entry["sink"] for entry in down}
+        assert 2 == len(down), "said more than once"
+        assert len(agent.log_text().splitlines()) < 15, agent.log_text()
+
+        assert 0 == agent.stop()
+        assert agent.took_s < STOP_WITHOUT_KAFKA_S
+        assert "Traceback" not in agent.log_text()
+
+
+def test_a_broker_that_appears_later_gets_everything(
+    embedded: EmbeddedKafka, topics: Topics, tmp_path: Path
+) -> None:
+    embedded.broker_down()
+    with Agent(tmp_path, topics, kafka={"start_s": 1}, **QUICK) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(500)))
+        agent.start()
+        agent.until(lambda: bool(agent.log_entries("kafka.absent_at_start")), "start_s is over")
+        embedded.broker_up()
+        agent.until_delivered(500)
+
+        agent.until(lambda: not agent.not_ready(), "ready")
+        assert 0 == agent.stop()
+        assert_each_once(agent, 500)
+
+
+def test_an_outage_of_all_brokers_loses_nothing_and_sends_nothing_twice(
+    embedded: EmbeddedKafka, topics: Topics, tmp_path: Path
+) -> None:
+    """A writer goes on meanwhile. What was under way when they went is known to be refused or
+    acknowledged here: the mock forgets no answer, it closes the connection before it reads."""
+    with Agent(tmp_path, topics, **QUICK) as agent:
+        path = agent.root / "acme/a.jsonl"
+        append(path, map(feedback, range(1000)))
+        agent.start()
+        agent.until_delivered(1000)
+        embedded.broker_down()
+        for begin in range(1000, 3000, 100):
+            append(path, map(feedback, range(begin, begin + 100)))
+            time.sleep(DOWN_S / 20)
+        embedded.broker_up()
+        agent.until_delivered(3000, within_s=40)
+
+        assert 0 == agent.stop()
+        assert_each_once(agent, 3000)
+        assert len(agent.log_entries("sink.down")) <= 4, agent.tail()
+
+
+def test_sigterm_while_the_brokers_are_down_ends_within_ten_seconds(
+    embedded: EmbeddedKafka, topics: Topics, tmp_path: Path
+) -> None:
+    """Nothing can be acknowledged then; the next life goes on from the checkpoints."""
+    with Agent(tmp_path, topics, **QUICK) as agent:
+        path = agent.root / "acme/a.jsonl"
+        append(path, map(feedback, range(1000)))
+        agent.start()
+        agent.until_delivered(1000)
+        embedded.broker_down()
+        append(path, map(feedback, range(1000, 2000)))
+        agent.until(lambda: agent.metric("lines_read_total") == 2000, "read")
+        assert 0 == agent.stop()
+        assert agent.took_s < STOP_WITHOUT_KAFKA_S
+
+        embedded.broker_up()
+        agent.start()
+        agent.until_delivered(1000)
+        assert 0 == agent.stop()
+        assert_each_once(agent, 2000)
+
+
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """The address of a broker that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_broker_that_never_answers_holds_up_neither_start_nor_stop(
+    deaf: str, tmp_path: Path
+) -> None:
+    silent = Topics(deaf, "feedback-events", "feedback-events-dlq")
+    with Agent(tmp_path, silent, kafka={"start_s": 1, "request_timeout_s": 3}, **QUICK) as agent:
+        agent.start()
+        agent.until(lambda: bool(agent.log_entries("sink.down")), "sink.down")
+        assert 503 == agent.get("/readyz").status
+
+        assert 0 == agent.stop()
+        assert agent.took_s < STOP_WITHOUT_KAFKA_S
+
+
+def test_a_second_sigterm_ends_it_at_once(
+    embedded: EmbeddedKafka, topics: Topics, tmp_path: Path
+) -> None:
+    with Agent(tmp_path, topics, **QUICK) as agent:
+        path = agent.root / "acme/a.jsonl"
+        append(path, [feedback(1)])
+        agent.start()
+        agent.until_delivered(1)
+        embedded.broker_down()
+        append(path, [feedback(2)])
+        agent.until(lambda: agent.metric("lines_read_total") == 2, "read")
+        agent.signal(signal.SIGTERM)
+        agent.until(lambda: bool(agent.log_entries("agent.stopping")), "agent.stopping")
+        time.sleep(0.2)
+        agent.stop(within_s=5)
+
+        assert agent.took_s < 4  # two producers are closed, two seconds at most
+        assert "Traceback" not in agent.log_text()
+
+
+# ---- topics
+
+
+async def _topic_names(bootstrap: str) -> set[str]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        return set(await admin.list_topics())
+    finally:
+        await admin.close()
+
+
+@pytest.mark.kafka
+def test_a_missing_topic_is_named_never_created_and_waited_for(kafka: str, tmp_path: Path) -> None:
+    """The broker would create it on demand, with one partition: this must be nobody's accident."""
+    wanted = Topics(kafka, f"later-{os.getpid()}-{time.time_ns()}", f"dlq-{time.time_ns()}")
+    asyncio.run(real_kafka.create_topic(kafka, wanted.dead_letters, 1))
+    with Agent(tmp_path, wanted, kafka={"start_s": 1}, **QUICK) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(100)))
+        agent.start()
+        agent.until(lambda: "events: topic_missing" in agent.not_ready(), "topic_missing")
+        time.sleep(2)
+        assert 200 == agent.get("/healthz").status
+        assert 1 == len(agent.log_entries("sink.down")), agent.tail()
+        assert wanted.events not in asyncio.run(_topic_names(kafka))
+
+        asyncio.run(real_kafka.create_topic(kafka, wanted.events, 12))
+        agent.until_delivered(100)
+        assert 0 == agent.stop()
+        assert_each_once(agent, 100)
+
+
+@pytest.mark.kafka
+async def test_a_missing_dead_letter_topic_does_not_stop_good_events(
+    kafka: str, topics_on_kafka: conftest.Topics, tmp_path: Path
+) -> None:
+    """Invariant 6. The dead letters wait and go when their topic is there."""
+    dead_letters = f"dlq-{os.getpid()}-{time.time_ns()}"
+    wanted = Topics(kafka, await topics_on_kafka(), dead_letters)
+    with Agent(tmp_path, wanted, **QUICK) as agent:
+        path = agent.root / "acme/a.jsonl"
+        append(path, [b"bad", *map(feedback, range(100))])
+        agent.start()
+        agent.until_delivered(100)
+        append(path, map(feedback, range(100, 200)))
+        agent.until_delivered(200)
+        assert ["dead_letters: topic_missing"] == agent.not_ready()
+        assert dead_letters not in await _topic_names(kafka)
+
+        await real_kafka.create_topic(kafka, dead_letters, 1)
+        agent.until_delivered(200, 1)
+        assert 0 == agent.stop()
+        await asyncio.to_thread(assert_each_once, agent, 201)
+
+
+@pytest.fixture
+def topics_on_kafka(kafka: str) -> conftest.Topics:
+    async def create(partitions: int = 12, replication: int = 1, **configs: object) -> str:
+        name = f"test-{os.getpid()}-{time.time_ns()}"
+        dotted = {key.replace("_", "."): str(value) for key, value in configs.items()}
+        await real_kafka.create_topic(kafka, name, partitions, replication, dotted)
+        return name
+
+    return create
+
+
+# ---- the state directory
+
+
+def test_a_state_directory_that_cannot_be_is_one_line_and_74(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with Agent(tmp_path, NOWHERE, agent={"state_dir": str(tmp_path / "file/state")}) as agent:
+        agent.launch()
+
+        assert 74 == agent.ended()
+        assert str(tmp_path / "file") in sole_line(agent)
+
+
+def test_a_state_directory_that_is_not_writable_is_one_line_and_74(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o500)
+    with Agent(tmp_path, NOWHERE, obedient=True) as agent:
+        agent.launch()
+
+        assert 74 == agent.ended()
+        assert str(agent.state_dir) in sole_line(agent)
+
+
+def test_a_second_agent_on_the_same_state_is_refused_with_75(
+    topics: Topics, tmp_path: Path
+) -> None:
+    with Agent(tmp_path, topics) as first:
+        first.start()
+        with Agent(tmp_path / "second", topics, agent={"state_dir": str(first.state_dir)}) as other:
+            other.launch()
+
+            assert 75 == other.ended()
+            assert str(first.state_dir) in sole_line(other)
+        append(first.root / "acme/a.jsonl", [feedback(1)])
+        first.until_delivered(1)
+        assert 0 == first.stop()
+
+
+def test_a_state_of_a_newer_major_version_is_refused_with_76(tmp_path: Path) -> None:
+    with Agent(tmp_path, NOWHERE) as agent:
+        agent.state_dir.mkdir()
+        with sqlite3.connect(agent.state_dir / "checkpoints.db") as database:
+            database.execute(f"PRAGMA user_version={(MAJOR + 1) * 1000}")
+        database.close()
+        agent.launch()
+
+        assert 76 == agent.ended()
+        assert f"{MAJOR + 1}.0" in sole_line(agent)
+
+
+def test_a_wrong_configuration_is_one_line_and_78(tmp_path: Path) -> None:
+    with Agent(tmp_path, NOWHERE, batch={"records_mx": 5}) as agent:
+        agent.launch()
+
+        assert 78 == agent.ended()
+        assert "records_mx" in sole_line(agent)
+
+
+# ---- the watched directory
+
+
+def test_a_watched_directory_that_appears_later_is_read(topics: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, topics, source={"scan_s": 1}) as agent:
+        agent.root.rmdir()
+        agent.start()
+        agent.until(lambda: agent.not_ready() == ["root: missing"], "root: missing")
+        time.sleep(2.5)
+        assert 1 == len(agent.log_entries("root.scanned")), agent.tail()
+        assert 200 == agent.get("/healthz").status
+
+        append(agent.root / "acme/a.jsonl", map(feedback, range(100)))
+        agent.until_delivered(100)
+        agent.until(lambda: not agent.not_ready(), "ready")
+        append(agent.root / "acme/a.jsonl", [feedback(100)])
+        agent.until_delivered(101)
+        assert 0 == agent.stop()
+        assert_each_once(agent, 101)
+
+
+def test_a_watched_directory_that_goes_and_comes_back_is_read(
+    topics: Topics, tmp_path: Path
+) -> None:
+    """An unmounted volume: what it held is not taken for deleted."""
+    with Agent(tmp_path, topics, source={"scan_s": 1}) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(100)))
+        agent.start()
+        agent.until_delivered(100)
+        away = agent.root.rename(tmp_path / "away")
+        agent.until(lambda: agent.not_ready() == ["root: missing"], "root: missing")
+        away.rename(agent.root)
+        append(agent.root / "acme/a.jsonl", map(feedback, range(100, 200)))
+        append(agent.root / "beta/b.jsonl", map(feedback, range(200, 300)))
+        agent.until_delivered(300)
+
+        assert 0 == agent.stop()
+        assert_each_once(agent, 300)
+
+
+def test_what_may_not_be_read_is_named_and_read_once_it_may(
+    topics: Topics, tmp_path: Path
+) -> None:
+    """A directory, a file, and the rest goes on meanwhile."""
+    with Agent(tmp_path, topics, obedient=True, source={"scan_s": 1}) as agent:
+        append(agent.root / "open/a.jsonl", map(feedback, range(10)))
+        append(agent.root / "shut/a.jsonl", map(feedback, range(10, 20)))
+        append(agent.root / "open/shut.jsonl", map(feedback, range(20, 30)))
+        (agent.root / "shut").chmod(0)
+        (agent.root / "open/shut.jsonl").chmod(0)
+        agent.start()
+        agent.until_delivered(10)
+        agent.until(lambda: agent.metric("files", state="unreadable") == 2, "both are counted")
+        time.sleep(2)
+        assert 1 == len(agent.log_entries("file.refused")), agent.tail()
+
+        (agent.root / "shut").chmod(0o700)
+        (agent.root / "open/shut.jsonl").chmod(0o600)
+        agent.until_delivered(30)
+        agent.until(lambda: agent.metric("files", state="unreadable") == 0, "none is counted")
+        assert 0 == agent.stop()
+        assert_each_once(agent, 30)
+
+
+def test_a_root_that_may_not_be_read_is_named_and_read_once_it_may(
+    topics: Topics, tmp_path: Path
+) -> None:
+    with Agent(tmp_path, topics, obedient=True, source={"scan_s": 1}) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(10)))
+        agent.root.chmod(0)
+        agent.start()
+        agent.until(lambda: agent.not_ready() == ["root: permission"], "root: permission")
+
+        agent.root.chmod(0o700)
+        agent.until_delivered(10)
+        assert 0 == agent.stop()
+        assert_each_once(agent, 10)
+
+
+def test_a_line_appended_to_an_idle_file_needs_no_scan(topics: Topics, tmp_path: Path) -> None:
+    """Scans a minute apart: only the kernel's hint can bring it. The bound is generous."""
+    with Agent(tmp_path, topics, source={"scan_s": 60}) as agent:
+        path = agent.root / "acme/a.jsonl"
+        append(path, [feedback(1)])
+        agent.start()
+        agent.until_delivered(1)
+        time.sleep(1)
+
+        append(path, [feedback(2)])
+        agent.until_delivered(2, within_s=2)
+        append(agent.root / "acme/new/b.jsonl", [feedback(3)])
+        agent.until_delivered(3, within_s=2)
+        assert 0 == agent.stop()
+        assert [event_id(n) for n in (1, 2, 3)] == sorted(
+            record.key.decode() for record in records(topics, topics.events)
+        )
