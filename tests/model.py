@@ -40,9 +40,9 @@ from agent.sources import Sources
 from agent.telemetry import Metrics
 from tests.fakes import FakeClock, FakeTopic, InlineExecutor
 
-PARTITIONS = 4
+PARTITIONS = 6
 EVENTS_MAX = 24
-CHUNK_BYTES = 700
+CHUNK_BYTES = 200  # two lines: several chunks of a file are in flight at once
 PATHS = ("acme/a.jsonl", "acme/b.jsonl", "globex/a.jsonl")
 
 Life = tuple[int, int]
@@ -202,7 +202,7 @@ class Node:
             metrics=world.metrics,
         )
         topic = FakeTopic(PARTITIONS, MIB)
-        pace = Pace(BatchPolicy(records_max=3, age_min_s=0.5))
+        pace = Pace(BatchPolicy(records_max=2, age_min_s=0.5))
         builders = [
             Builders(lambda: topic, PLAIN, pace, bytes_max=4096, partitioner="crc32")
             for _ in range(2)
@@ -238,7 +238,7 @@ class Node:
             if id(harvester) not in self.epochs:
                 self.harvesters.append(harvester)
                 self.epochs[id(harvester)] = inode_of(harvester).epoch
-        bound = EVENTS_MAX + CHUNK_BYTES // 50
+        bound = EVENTS_MAX + CHUNK_BYTES // 15
         assert self.in_flight.events <= bound, "invariant 4: more in flight than configured"
 
     def admit(self, events: list[Batch], dead_letters: list[Batch]) -> None:
@@ -464,12 +464,12 @@ STEPS = {
     "delete": 2,
     "scan": 12,
     "turn": 40,
-    "broker": 24,
-    "ack": 24,
+    "broker": 30,
+    "ack": 30,
     "fail": 2,
     "outage": 1,
     "recover": 3,
-    "commit": 12,
+    "commit": 20,
     "crash": 3,
     "time": 10,
     "seal": 3,
