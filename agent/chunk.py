@@ -3,12 +3,10 @@
     split (core.lines)  ->  decode and validate (core.decode)  ->  enrich and encode (core.record)
         ->  partition (core.partition)  ->  append (wire.Builder)  ->  seal: compress (wire)
 
-Runs in the worker thread; nothing here waits or logs. Builders outlive chunks: twelve partitions
-do not mean twelve small batches a chunk.
+Runs in the worker thread; nothing here waits or logs.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
@@ -16,33 +14,23 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from agent import wire
+from agent.builders import Builders
 from agent.clock import Clock
-from agent.core.batch import Batch, Pace
+from agent.core.batch import Batch
 from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
 from agent.core.formats import epoch_s
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
 from agent.core.lines import Piece
-from agent.core.partition import crc32_partition, murmur2_partition
 from agent.core.policy import SchemaPolicy
-from agent.core.record import KafkaRecord, Origin, Recorder, RecordPolicy
+from agent.core.record import Origin, Recorder, RecordPolicy
 from agent.telemetry import Metrics
 
 OVERSIZE_SHOWN_BYTES = 64 << 10
 """How much of a line over the limit goes into its dead letter."""
 RECORDERS_MAX = 1024
 _BOM = b"\xef\xbb\xbf"
-_STICKY = -1
-
-
-class Topic(Protocol):
-    """What batches must fit: as the sink described it."""
-
-    @property
-    def partitions(self) -> int: ...
-    @property
-    def message_bytes_max(self) -> int: ...
 
 
 class Source(Protocol):
@@ -69,110 +57,6 @@ class ChunkPolicy(NamedTuple):
     record: RecordPolicy
     line_bytes_max: int
     event_time: bool
-
-
-def _sticky(_key: bytes, _partitions: int) -> int:
-    return _STICKY
-
-
-_PARTITIONERS: dict[str, Callable[[bytes, int], int]] = {
-    "crc32": crc32_partition,
-    "murmur2": murmur2_partition,
-    "sticky": _sticky,
-}
-
-
-class Builders:
-    """The open batches of one topic. A record goes to its key's partition, or where the next
-    sticky batch goes; a batch that is full, or has waited for its window, is sealed."""
-
-    def __init__(
-        self,
-        topic: Callable[[], Topic | None],
-        codec: wire.Codec,
-        pace: Pace,
-        *,
-        bytes_max: int,
-        partitioner: str,
-    ) -> None:
-        self.sealed: list[Batch] = []
-        self._topic = topic
-        self._codec = codec
-        self._pace = pace
-        self._bytes_max = bytes_max
-        self._partition_of = _PARTITIONERS[partitioner]
-        self._open: dict[int, wire.Builder] = {}  # by partition, _STICKY for the sticky one
-        self._sticky_turn = 0
-        self.partitions = 1
-
-    def begin(self) -> None:
-        """Take over what is known of the topic by now; once a chunk."""
-        topic = self._topic()
-        if topic is not None:
-            self.partitions = topic.partitions
-
-    def add(self, chunk: Chunk, timestamp_ms: int, record: KafkaRecord, now_s: float) -> None:
-        key, value, headers = record
-        at = _STICKY if key is None else self._partition_of(key, self.partitions)
-        builder = self._open.get(at)
-        if builder is None or not builder.append(timestamp_ms, key, value, headers):
-            if builder is not None:
-                self._seal(at, full=True)
-            builder = self._builder(at, now_s)
-            builder.append(timestamp_ms, key, value, headers)
-        builder.hold(chunk)
-        if builder.count >= self._pace.records_max:
-            self._seal(at, full=True)
-
-    def seal_due(self, now_s: float) -> None:
-        """Seal what has been open for its window."""
-        window_s = self._pace.window_s(len(self._open))
-        for at in [at for at, b in self._open.items() if now_s - b.opened_at_s >= window_s]:
-            self._seal(at, full=False)
-
-    def seal_all(self) -> None:
-        for at in list(self._open):
-            self._seal(at, full=False)
-
-    def due_in_s(self, now_s: float) -> float | None:
-        """Return how long until the next window ends, None if nothing is open."""
-        if not self._open:
-            return None
-        oldest_s = min(builder.opened_at_s for builder in self._open.values())
-        return max(0.0, oldest_s + self._pace.window_s(len(self._open)) - now_s)
-
-    def fits(self, batch: Batch) -> bool:
-        """Return whether the topic takes a batch of this size, as far as is known."""
-        topic = self._topic()
-        return topic is None or wire.HEADER_BYTES + len(batch.payload) <= topic.message_bytes_max
-
-    def take(self) -> list[Batch]:
-        sealed, self.sealed = self.sealed, []
-        return sealed
-
-    def one(self, record: wire.Record, like: Batch) -> Batch:
-        """Seal one record alone, in place of ``like``: it settles what that would have."""
-        key = record.key
-        at = _STICKY if key is None else self._partition_of(key, self.partitions)
-        sealed = wire.reseal(like, [record], self._codec)
-        sealed.partition = max(at, 0)
-        return sealed
-
-    def _builder(self, at: int, now_s: float) -> wire.Builder:
-        partition = at
-        if at == _STICKY:
-            self._sticky_turn += 1
-            partition = self._sticky_turn % self.partitions
-        topic = self._topic()
-        limit = topic.message_bytes_max - wire.HEADER_BYTES if topic else self._bytes_max
-        builder = wire.Builder(partition, min(self._bytes_max, limit), now_s)
-        self._open[at] = builder
-        return builder
-
-    def _seal(self, at: int, *, full: bool) -> None:
-        builder = self._open.pop(at)
-        self._pace.sealed(builder.count, full=full)
-        self.sealed.append(builder.seal(self._codec))
 
 
 class Chunker:
@@ -215,7 +99,8 @@ class Chunker:
                 self._oversize(source, chunk, start, end, tally)
             elif type(decoded := decode(line, wall_s)) is Decoded:
                 at_ms = _event_ms(decoded, now_ms) if event_time else now_ms
-                tally["removed"] += decoded.removed
+                if decoded.removed:
+                    tally["removed"] += decoded.removed
                 add(chunk, at_ms, record(decoded, line, start, end, now_text), now_s)
             elif not line.strip():
                 tally["blank"] += 1

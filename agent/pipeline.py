@@ -18,33 +18,25 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from agent import __version__, wire
+from agent import __version__
 from agent.admin import Admin, Health
+from agent.assembly import Parts
 from agent.checkpoints import Checkpointer
-from agent.chunk import Builders, Chunker, ChunkPolicy
 from agent.clock import Clock, SystemClock, wait_event
 from agent.config import Config
-from agent.core.batch import Batch, Pace
-from agent.core.breaker import Breaker
-from agent.core.delivery import Delivery
+from agent.core.batch import Batch
 from agent.core.discovery import Scan
 from agent.core.quota import InFlight
-from agent.core.record import RecordPolicy
 from agent.intake import Intake, Worker
-from agent.kafka import KafkaSink
-from agent.opener import Descriptor, Refused, open_beneath
-from agent.registry import Registry
-from agent.scanner import Scanner
 from agent.sink import Outlet
-from agent.sources import Sources
 from agent.store import Store
 from agent.telemetry import Metrics, event
 from agent.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
-DRAIN_DOWN_S = 8.0
-"""How long a stop waits at most while Kafka is away: nothing can be acknowledged then."""
+DRAIN_STALL_S = 8.0
+"""A stop gives up when nothing was acknowledged for so long: Kafka is away, and waiting is vain."""
 SCAN_GAP_S = 0.05
 """Between two scans that hints asked for, so that a storm of new files costs one scan."""
 SCAN_BLIND_S = 0.5
@@ -81,9 +73,8 @@ class _Pipeline:
         self._clock: Clock = SystemClock()
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
-        self._codec = wire.codec(config.kafka.compression, config.kafka.compression_level)
         self._in_flight = InFlight(config.in_flight)
-        self._pace = Pace(config.batch)
+        self._parts = Parts(config, self._clock, self._metrics)
         self._events = self._outlet("events", config.kafka.topic)
         self._dead_letters = self._outlet("dead_letters", config.dlq.topic)
         self._checkpointer = Checkpointer(
@@ -94,7 +85,8 @@ class _Pipeline:
             clock=self._clock,
             metrics=self._metrics,
         )
-        self._worker = Worker(self._new_sources(store), self._new_chunker())
+        chunker = self._parts.chunker(lambda: self._events.topic, lambda: self._dead_letters.topic)
+        self._worker = Worker(self._parts.sources(store.load()), chunker)
         self._intake = Intake(
             self._worker,
             worker,
@@ -103,12 +95,14 @@ class _Pipeline:
             checkpointer=self._checkpointer,
             in_flight=self._in_flight,
         )
-        self._scanner = self._new_scanner()
+        self._scanner = self._parts.scanner()
         self._rescan = asyncio.Event()
         self._watcher = Watcher(
             config.source.root, on_data=self._intake.hint, on_change=self._rescan.set
         )
         self._stop = asyncio.Event()
+        self._acked = 0  # batches, to see whether a drain still gets anywhere
+        self._abandoned = False
         self._root_problem: str | None = "not scanned yet"
 
     # ---- the life of one run
@@ -116,18 +110,19 @@ class _Pipeline:
     async def run(self) -> int:
         admin = self._admin()
         await admin.start()
-        event(log, logging.INFO, "agent.started", version=__version__, pid=os.getpid(),
-              node=self._config.node, http_port=admin.port)  # fmt: skip
         try:
             with self._signals():
+                event(log, logging.INFO, "agent.started", version=__version__, pid=os.getpid(),
+                      node=self._config.node, http_port=admin.port)  # fmt: skip
                 async with asyncio.TaskGroup() as tasks:
                     keep = [tasks.create_task(work) for work in self._keeping()]
-                    reading = tasks.create_task(self._read())
-                    await self._stop.wait()
-                    reading.cancel()
+                    await self._read()
                     await self._drain()
                     for task in keep:
                         task.cancel()
+        except asyncio.CancelledError:
+            if not self._abandoned:
+                raise
         finally:
             self._watcher.close()
             await asyncio.gather(self._events.close(), self._dead_letters.close(), admin.close())
@@ -139,15 +134,22 @@ class _Pipeline:
         return [self._events.run(), self._dead_letters.run(), self._checkpointer.run()]
 
     async def _read(self) -> None:
-        config = self._config
-        await self._clock.sleep(random.uniform(0, config.agent.start_jitter_s))  # noqa: S311
-        if not await wait_event(self._events.described, config.kafka.start_s):
-            event(log, logging.WARNING, "kafka.absent_at_start", waited_s=config.kafka.start_s,
-                  effect="nothing is read until Kafka has answered once")  # fmt: skip
+        """Read until the first signal."""
+        await wait_event(self._stop, random.uniform(0, self._config.agent.start_jitter_s))  # noqa: S311
         async with asyncio.TaskGroup() as tasks:
-            scanning = tasks.create_task(self._scan_for_ever())
-            await self._intake.run()
-            scanning.cancel()
+            aside = [tasks.create_task(w) for w in (self._scan_for_ever(), self._say_if_absent())]
+            reading = tasks.create_task(self._intake.run())
+            await self._stop.wait()
+            self._intake.stop()  # never cancelled: its last turn must be taken over
+            await reading
+            for task in aside:
+                task.cancel()
+
+    async def _say_if_absent(self) -> None:
+        start_s = self._config.kafka.start_s
+        if not await wait_event(self._events.described, start_s):
+            event(log, logging.WARNING, "kafka.absent_at_start", waited_s=start_s,
+                  effect="nothing is read until Kafka has answered once")  # fmt: skip
 
     async def _scan_for_ever(self) -> None:
         """Take in one scan after the other: on a hint at once, without one each ``scan_s``."""
@@ -176,20 +178,31 @@ class _Pipeline:
         return scan
 
     async def _drain(self) -> None:
-        limit_s = self._config.agent.drain_s
-        if self._events.problem is not None:
-            limit_s = min(limit_s, DRAIN_DOWN_S)
+        """Finish what can be finished, as long as Kafka still acknowledges something."""
+        finishing = asyncio.ensure_future(self._finish())
+        ends_s = self._clock.monotonic() + self._config.agent.drain_s
         try:
-            async with asyncio.timeout(limit_s):
-                await self._scan()
-                await self._intake.finish()
-                await self._events.empty.wait()
-                await self._dead_letters.empty.wait()
-        except TimeoutError:
-            event(log, logging.WARNING, "drain.cut_short", limit_s=limit_s,
-                  unsettled_events=self._in_flight.events,
-                  effect="they are read again at the next start")  # fmt: skip
+            while not finishing.done():
+                acked, left_s = self._acked, ends_s - self._clock.monotonic()
+                await asyncio.wait({finishing}, timeout=max(0.0, min(left_s, DRAIN_STALL_S)))
+                if left_s <= 0 or acked == self._acked:
+                    break
+        finally:
+            if not finishing.done():
+                finishing.cancel()
+                event(log, logging.WARNING, "drain.cut_short",
+                      unsettled_events=self._in_flight.events, kafka=self._events.problem,
+                      effect="they are read again at the next start")  # fmt: skip
+        await asyncio.gather(finishing, return_exceptions=True)
         await self._checkpointer.flush()
+
+    async def _finish(self) -> None:
+        if self._events.topic is None and self._events.delivery.reason is None:
+            await self._events.described.wait()  # stopped while still connecting
+        await self._scan()
+        await self._intake.finish()
+        await self._events.empty.wait()
+        await self._dead_letters.empty.wait()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -199,7 +212,9 @@ class _Pipeline:
 
         def stop() -> None:
             if self._stop.is_set():
+                self._abandoned = True
                 running.cancel()
+                return
             event(log, logging.INFO, "agent.stopping", drain_s=self._config.agent.drain_s)
             self._stop.set()
 
@@ -214,6 +229,7 @@ class _Pipeline:
     # ---- what happens between the rooms
 
     def _settled(self, outlet: str, batch: Batch, kafka_offset: int, latency_s: float) -> None:
+        self._acked += 1
         self._checkpointer.settle(batch)
         metrics = self._metrics
         metrics.ack_seconds.labels(outlet).observe(latency_s)
@@ -221,7 +237,7 @@ class _Pipeline:
         metrics.sent_bytes.labels(outlet).inc(len(batch.payload))
         metrics.batch_records.observe(batch.count)
         if outlet == "events":
-            self._pace.acked(latency_s)
+            self._parts.pace.acked(latency_s)
             metrics.events_delivered.inc(batch.count)
         else:
             metrics.dead_letters_delivered.inc(batch.count)
@@ -236,92 +252,12 @@ class _Pipeline:
         if not self._in_flight.full:
             self._intake.room.set()
 
-    # ---- making the rooms
-
     def _outlet(self, name: str, topic: str) -> Outlet:
-        kafka, clock = self._config.kafka, self._clock
-        delivery = Delivery(
-            self._config.retry,
-            Breaker(self._config.breaker, clock.monotonic),
-            split=partial(wire.split, codec=self._codec),
-            retire_s=kafka.request_timeout_s,
-            clock=clock.monotonic,
-            jitter=random.random,
-        )
-        connect = partial(
-            KafkaSink.connect,
-            kafka.bootstrap_servers,
-            topic,
-            client_id=kafka.client_id,
-            timeout_s=kafka.request_timeout_s,
-        )
-        return Outlet(
+        return self._parts.outlet(
             name,
-            delivery,
-            connect,
+            topic,
             settled=partial(self._settled, name),
             refused=partial(self._refused, name),
-            clock=clock,
-            metrics=self._metrics,
-        )
-
-    def _new_sources(self, store: Store) -> Sources:
-        source = self._config.source
-        registry = Registry(
-            store.load(),
-            line_bytes_max=source.line_bytes_max,
-            forget_after_s=source.forget_after_s,
-            clock=self._clock,
-            metrics=self._metrics,
-        )
-        return Sources(
-            self._open,
-            registry,
-            line_bytes_max=source.line_bytes_max,
-            descriptors_max=source.descriptors_max,
-            start_at_end=source.start_at == "end",
-            metrics=self._metrics,
-        )
-
-    def _new_chunker(self) -> Chunker:
-        config = self._config
-        policy = ChunkPolicy(
-            node=config.node,
-            schema=config.schema,
-            record=RecordPolicy(version=__version__, hostname=config.node, key=config.kafka.key),
-            line_bytes_max=config.source.line_bytes_max,
-            event_time=config.kafka.timestamp == "event",
-        )
-        builders = partial(
-            Builders,
-            codec=self._codec,
-            pace=self._pace,
-            bytes_max=config.batch.bytes_max,
-            partitioner=config.kafka.partitioner,
-        )
-        events = builders(lambda: self._events.topic)
-        dead_letters = builders(lambda: self._dead_letters.topic)
-        return Chunker(policy, events, dead_letters, clock=self._clock, metrics=self._metrics)
-
-    def _open(self, path: str) -> Descriptor | Refused:
-        try:
-            root = os.open(self._config.source.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            return Refused("gone", f"the root: {error.strerror}")
-        try:
-            return open_beneath(root, path, links_max=None)
-        finally:
-            os.close(root)
-
-    def _new_scanner(self) -> Scanner:
-        source = self._config.source
-        return Scanner(
-            source.root,
-            source.include,
-            source.exclude,
-            client_depth=source.client_depth,
-            client=source.client,
-            files_max=source.files_max,
         )
 
     # ---- what the outside may ask

@@ -28,6 +28,20 @@ log = logging.getLogger(__name__)
 
 MAJOR, MINOR = 1, 0
 
+_NOT_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+"""What putting a database aside would not mend."""
+
 _COLUMNS: dict[str, Any] = {
     "source_id": str,
     "generation": int,
@@ -152,8 +166,8 @@ def _database(path: Path) -> sqlite_utils.Database:
     try:
         database = _connect(path)
     except (sqlite3.DatabaseError, UnicodeError) as error:  # SQLite quotes what it cannot parse
-        if isinstance(error, sqlite3.OperationalError):
-            raise  # busy, full, not writable: nothing that putting it aside would mend
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _NOT_DAMAGE:
+            raise
         _put_aside(path, str(error))
         database = _connect(path)
     sentinel.touch()

@@ -15,8 +15,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agent import wire
+from agent.builders import Builders
 from agent.checkpoints import Checkpointer
-from agent.chunk import Builders, Chunker, ChunkPolicy
+from agent.chunk import Chunker, ChunkPolicy
 from agent.core.batch import Batch, Pace
 from agent.core.breaker import Breaker
 from agent.core.delivery import Action, Close, Connect, Delivery, Phase, Refuse, Send

@@ -20,7 +20,7 @@ from agent.demo.app import ROTATE_BYTES
 from agent.demo.oracle import Arrival, Arrivals
 
 READY_WITHIN_S = 20.0
-STARTED = b'"agent.started"'
+CONNECTED = b'"event":"sink.up","sink":"events"'
 STOP_WITHIN_S = 40.0
 """Longer than ``agent.drain_s``."""
 CAUGHT_UP_WITHIN_S = 60.0
@@ -100,9 +100,9 @@ class AgentProcess:
             raise SceneFailed(f"the agent ended with exit code {code}:\n{_tail(self.log)}")
 
     async def ready(self) -> None:
-        """Return when it says that it has started: before, no signal would be heeded."""
+        """Return when it says that it has Kafka: before, a stop leaves all to the next start."""
         async with asyncio.timeout(READY_WITHIN_S):
-            while STARTED not in self.log.read_bytes()[self._life_at :]:
+            while CONNECTED not in self.log.read_bytes()[self._life_at :]:
                 self.check()
                 await asyncio.sleep(0.02)
 

@@ -19,6 +19,7 @@ BAD_SHARE = 0.02
 EVENTS_MAX = 500
 """In flight; small, so that the bound on copies means something and backpressure takes part."""
 IDLE_SHARE, START_SHARE = 0.2, 0.2
+LAST_LIFE_S = 2.0
 
 
 class Life(NamedTuple):
@@ -98,6 +99,7 @@ async def besiege(work: Path, topics: Topics, *, kills: int, seed: int) -> Outco
             for app in apps:
                 await app.stop()
             await agent.start()
+            await asyncio.sleep(LAST_LIFE_S)
             await agent.stop()
             await reader.caught_up()
     finally:

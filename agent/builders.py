@@ -1,0 +1,129 @@
+"""The open batches of one topic: where a record goes, and when what is open is sealed.
+
+Builders outlive chunks, so twelve partitions do not mean twelve small batches a chunk. One thread
+only, but for ``one`` and ``fits``.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from agent import wire
+from agent.core.batch import Batch, Pace
+from agent.core.ledger import Chunk
+from agent.core.partition import crc32_partition, murmur2_partition
+from agent.core.record import KafkaRecord
+
+_STICKY = -1
+
+
+class Topic(Protocol):
+    """What batches must fit: as the sink described it."""
+
+    @property
+    def partitions(self) -> int: ...
+    @property
+    def message_bytes_max(self) -> int: ...
+
+
+def _sticky(_key: bytes, _partitions: int) -> int:
+    return _STICKY
+
+
+_PARTITIONERS: dict[str, Callable[[bytes, int], int]] = {
+    "crc32": crc32_partition,
+    "murmur2": murmur2_partition,
+    "sticky": _sticky,
+}
+
+
+class Builders:
+    """The open batches of one topic. A record goes to its key's partition, or where the next
+    sticky batch goes; a batch that is full, or has waited for its window, is sealed."""
+
+    def __init__(
+        self,
+        topic: Callable[[], Topic | None],
+        codec: wire.Codec,
+        pace: Pace,
+        *,
+        bytes_max: int,
+        partitioner: str,
+    ) -> None:
+        self.sealed: list[Batch] = []
+        self._topic = topic
+        self._codec = codec
+        self._pace = pace
+        self._bytes_max = bytes_max
+        self._partition_of = _PARTITIONERS[partitioner]
+        self._open: dict[int, wire.Builder] = {}  # by partition, _STICKY for the sticky one
+        self._sticky_turn = 0
+        self.partitions = 1
+
+    def begin(self) -> None:
+        """Take over what is known of the topic by now; once a chunk."""
+        topic = self._topic()
+        if topic is not None:
+            self.partitions = topic.partitions
+
+    def add(self, chunk: Chunk, timestamp_ms: int, record: KafkaRecord, now_s: float) -> None:
+        key, value, headers = record
+        at = _STICKY if key is None else self._partition_of(key, self.partitions)
+        builder = self._open.get(at)
+        if builder is None or not builder.append(timestamp_ms, key, value, headers):
+            if builder is not None:
+                self._seal(at, full=True)
+            builder = self._builder(at, now_s)
+            builder.append(timestamp_ms, key, value, headers)
+        builder.hold(chunk)
+        if builder.count >= self._pace.records_max:
+            self._seal(at, full=True)
+
+    def seal_due(self, now_s: float) -> None:
+        """Seal what has been open for its window."""
+        window_s = self._pace.window_s(len(self._open))
+        for at in [at for at, b in self._open.items() if now_s - b.opened_at_s >= window_s]:
+            self._seal(at, full=False)
+
+    def seal_all(self) -> None:
+        for at in list(self._open):
+            self._seal(at, full=False)
+
+    def due_in_s(self, now_s: float) -> float | None:
+        """Return how long until the next window ends, None if nothing is open."""
+        if not self._open:
+            return None
+        oldest_s = min(builder.opened_at_s for builder in self._open.values())
+        return max(0.0, oldest_s + self._pace.window_s(len(self._open)) - now_s)
+
+    def fits(self, batch: Batch) -> bool:
+        """Return whether the topic takes a batch of this size, as far as is known."""
+        topic = self._topic()
+        return topic is None or wire.HEADER_BYTES + len(batch.payload) <= topic.message_bytes_max
+
+    def take(self) -> list[Batch]:
+        sealed, self.sealed = self.sealed, []
+        return sealed
+
+    def one(self, record: wire.Record, like: Batch) -> Batch:
+        """Seal one record alone, in place of ``like``: it settles what that would have."""
+        key = record.key
+        at = _STICKY if key is None else self._partition_of(key, self.partitions)
+        sealed = wire.reseal(like, [record], self._codec)
+        sealed.partition = max(at, 0)
+        return sealed
+
+    def _builder(self, at: int, now_s: float) -> wire.Builder:
+        partition = at
+        if at == _STICKY:
+            self._sticky_turn += 1
+            partition = self._sticky_turn % self.partitions
+        topic = self._topic()
+        limit = topic.message_bytes_max - wire.HEADER_BYTES if topic else self._bytes_max
+        builder = wire.Builder(partition, min(self._bytes_max, limit), now_s)
+        self._open[at] = builder
+        return builder
+
+    def _seal(self, at: int, *, full: bool) -> None:
+        builder = self._open.pop(at)
+        self._pace.sealed(builder.count, full=full)
+        self.sealed.append(builder.seal(self._codec))
