@@ -64,6 +64,7 @@ class Parts:
             connect,
             settled=settled,
             refused=refused,
+            ack_age_max_s=self.config.breaker.ack_age_max_s,
             clock=clock,
             metrics=self.metrics,
         )

@@ -54,6 +54,7 @@ class Outlet:
         settled: Called once for each batch that Kafka has, with its first ``kafka_offset`` and
             the seconds from being handed over to the acknowledgement.
         refused: Called once for a single record that Kafka will never take, with the reason.
+        ack_age_max_s: A batch that is out for longer makes the outlet a problem.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Outlet:
         *,
         settled: Callable[[Batch, int, float], None],
         refused: Callable[[Batch, str], None],
+        ack_age_max_s: float,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -76,6 +78,7 @@ class Outlet:
         self._connect = connect
         self._settled = settled
         self._refused = refused
+        self._ack_age_max_s = ack_age_max_s
         self._clock = clock
         self._metrics = metrics
         self._sink: Sink | None = None
@@ -113,9 +116,10 @@ class Outlet:
     @property
     def problem(self) -> str | None:
         """Return why nothing can be delivered just now, or None."""
-        if self.delivery.phase is Phase.LIVE:
-            return None
-        return self.delivery.reason or "connecting"
+        if self.delivery.phase is not Phase.LIVE:
+            return self.delivery.reason or "connecting"
+        # With every broker away nothing fails: batches just stay unanswered.
+        return "unanswered" if self.delivery.oldest_pending_s() > self._ack_age_max_s else None
 
     def status(self) -> dict[str, object]:
         """Return what an operator asks first; plain values only."""

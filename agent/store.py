@@ -3,66 +3,20 @@
 ``checkpoints.db`` is SQLite in WAL mode behind one connection that locks it for itself. A commit
 is one transaction of everything that moved. ``synchronous=NORMAL``: after a power cut the last
 commits may be gone, which sends lines twice and loses none; a process that dies loses nothing.
-
-Schema versions are ``major.minor``. A minor change only adds, so that the version before can
-still start; an unknown column is left alone. A newer major is refused.
 """
 
 import fcntl
-import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import sqlite_utils
 
-from agent.core.identity import Anchor, Birth, Checkpoint
-from agent.errors import ConfigError, StateOwned, StateTooNew, StoreError
-from agent.telemetry import event
-
-log = logging.getLogger(__name__)
-
-MAJOR, MINOR = 1, 0
-
-_NOT_DAMAGE = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_NOMEM,
-    }
-)
-"""What putting a database aside would not mend."""
-
-_COLUMNS: dict[str, Any] = {
-    "source_id": str,
-    "generation": int,
-    "inode": int,
-    "born_ns": int,
-    "inode_generation": int,
-    "device": int,
-    "watermark": int,
-    "fingerprint": bytes,
-    "anchor": bytes,
-    "older": bytes,
-    "path": bytes,  # a file name need not be text
-    "client": bytes,
-    "gone_at": float,
-}
-_UPSERT = (
-    f"INSERT INTO checkpoints ({', '.join(_COLUMNS)}) "  # noqa: S608 - constants of this room
-    f"VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT (source_id, generation) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)
-)
-_DELETE = "DELETE FROM checkpoints WHERE source_id = ? AND generation = ?"
+from agent import database
+from agent.core.identity import Checkpoint
+from agent.errors import ConfigError, StateOwned, StoreError
 
 
 class Store:
@@ -72,8 +26,8 @@ class Store:
     end, since after a failed fsync later commits claim success.
     """
 
-    def __init__(self, database: sqlite_utils.Database, lock_fd: int) -> None:
-        self._database = database
+    def __init__(self, opened: sqlite_utils.Database, lock_fd: int) -> None:
+        self._database = opened
         self._lock_fd = lock_fd
         self._inside = threading.Lock()
         self._stored = {_key(c): c.watermark for c in self.load()}
@@ -87,12 +41,12 @@ class Store:
         except OSError as error:
             raise StoreError(f"state directory {state_dir}: {error.strerror}") from error
         try:
-            database = _database(state_dir / "checkpoints.db")
+            opened = database.opened(state_dir / "checkpoints.db")
             try:
-                store = cls(database, lock_fd)
+                store = cls(opened, lock_fd)
                 store._pin(node)
             except BaseException:
-                database.conn.close()
+                opened.conn.close()
                 raise
         except (sqlite3.Error, OSError) as error:
             os.close(lock_fd)
@@ -104,7 +58,7 @@ class Store:
 
     def load(self) -> list[Checkpoint]:
         """Return every checkpoint, tombstones included."""
-        return [_checkpoint(row) for row in self._database["checkpoints"].rows]
+        return [database.checkpoint_of(row) for row in self._database["checkpoints"].rows]
 
     def save(self, checkpoints: Iterable[Checkpoint], forgotten: Iterable[Checkpoint] = ()) -> None:
         """Commit all of ``checkpoints``, and delete ``forgotten`` tombstones, or do neither.
@@ -117,8 +71,8 @@ class Store:
         connection = self._database.conn
         try:
             with self._inside, connection:
-                connection.executemany(_UPSERT, [_row(c) for c in rows])
-                connection.executemany(_DELETE, gone)
+                connection.executemany(database.UPSERT, [database.row_of(c) for c in rows])
+                connection.executemany(database.DELETE, gone)
         except sqlite3.Error as error:
             raise StoreError(f"checkpoint commit: {error}") from error
         self._stored.update((_key(c), c.watermark) for c in rows)
@@ -156,130 +110,5 @@ def _lock(state_dir: Path) -> int:
     return fd
 
 
-def _database(path: Path) -> sqlite_utils.Database:
-    """Open, check and migrate; what is damaged is put aside and every file is read again."""
-    fresh = not path.exists() or path.stat().st_size == 0
-    sentinel = path.with_suffix(".created")
-    if fresh and sentinel.exists():
-        # Not a first start: somebody or something removed what we knew.
-        event(log, logging.ERROR, "checkpoints.lost", path=str(path), effect="files are read again")
-    try:
-        database = _connect(path)
-    except (sqlite3.DatabaseError, UnicodeError) as error:  # SQLite quotes what it cannot parse
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _NOT_DAMAGE:
-            raise
-        _put_aside(path, str(error))
-        database = _connect(path)
-    sentinel.touch()
-    return database
-
-
-def _connect(path: Path) -> sqlite_utils.Database:
-    connection = sqlite3.connect(path, check_same_thread=False, timeout=1.0)
-    try:
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA journal_size_limit=4194304")
-        _check(connection)
-        database = sqlite_utils.Database(connection, recursive_triggers=False)
-        _migrate(database, path)
-        _check_rows(database)
-    except BaseException:
-        connection.close()
-        raise
-    return database
-
-
-def _check(connection: sqlite3.Connection) -> None:
-    found = connection.execute("PRAGMA quick_check").fetchone()[0]
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)
-
-
-def _check_rows(database: sqlite_utils.Database) -> None:
-    """SQLite sees no flipped bit inside of a value; it must not stop every start to come."""
-    try:
-        for row in database["checkpoints"].rows:
-            _checkpoint(row)
-        database.execute("SELECT name, value FROM meta").fetchall()
-    except Exception as error:
-        raise sqlite3.DatabaseError(f"a row: {error!r}") from error
-
-
-def _migrate(database: sqlite_utils.Database, path: Path) -> None:
-    stored = database.execute("PRAGMA user_version").fetchone()[0]
-    major, minor = divmod(stored, 1000)
-    if major > MAJOR:
-        raise StateTooNew(
-            f"{path} is of state version {major}.{minor}; this agent knows {MAJOR}.{MINOR}: "
-            "run a newer agent, or start with an empty state directory (lines go out again)"
-        )
-    database.table("meta").create({"name": str, "value": str}, pk="name", if_not_exists=True)
-    database.table("checkpoints").create(
-        _COLUMNS, pk=("source_id", "generation"), not_null={"watermark"}, if_not_exists=True
-    )
-    if stored < MAJOR * 1000 + MINOR:
-        database.execute(f"PRAGMA user_version={MAJOR * 1000 + MINOR}")
-
-
-def _put_aside(path: Path, why: str) -> None:
-    """Keep the damaged database for whoever wants to know why; at most one is kept."""
-    for suffix in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.replace(path.with_name(path.name + ".damaged" + suffix))
-    event(log, logging.ERROR, "checkpoints.damaged", path=str(path), detail=why,
-          effect="put aside; files are read again")  # fmt: skip
-
-
 def _key(c: Checkpoint) -> tuple[str, int]:
     return c.source_id, c.generation
-
-
-def _signed(n: int) -> int:
-    """SQLite knows no unsigned integer; inode and device numbers are."""
-    return n - (1 << 64) if n >= 1 << 63 else n
-
-
-def _unsigned(n: int) -> int:
-    return n + (1 << 64) if n < 0 else n
-
-
-def _row(c: Checkpoint) -> tuple[object, ...]:
-    return (
-        c.source_id,
-        c.generation,
-        _signed(c.birth.inode),
-        c.birth.born_ns,
-        c.birth.inode_generation,
-        _signed(c.birth.device),
-        c.watermark,
-        c.fingerprint,
-        c.anchor.digest,
-        msgspec.msgpack.encode(c.older),
-        os.fsencode(c.path),
-        os.fsencode(c.client),
-        c.gone_at,
-    )
-
-
-def _checkpoint(row: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(
-        source_id=row["source_id"],
-        birth=Birth(
-            _unsigned(row["inode"]),
-            row["born_ns"],
-            row["inode_generation"],
-            _unsigned(row["device"]),
-        ),
-        generation=row["generation"],
-        watermark=row["watermark"],
-        fingerprint=row["fingerprint"],
-        anchor=Anchor(row["watermark"], row["anchor"]),
-        older=msgspec.msgpack.decode(row["older"], type=tuple[Anchor, ...]),
-        path=os.fsdecode(row["path"]),
-        client=os.fsdecode(row["client"]),
-        gone_at=row["gone_at"],
-    )

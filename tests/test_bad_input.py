@@ -124,6 +124,7 @@ def test_every_line_is_an_event_a_dead_letter_or_blank(mock: Topics, tmp_path: P
     found = {starts.index(p.start): dict(r.headers)["reason"].decode() for p, r in dead.items()}
     assert {n: reasons[lines[n]] for n in bad} == found
     assert len(dead) == len(records(mock, mock.dead_letters)), "a dead letter came twice"
+    assert len(events) == len(records(mock, mock.events)), "an event came twice"
 
 
 def test_a_dead_letter_shows_the_line_as_far_as_it_may(mock: Topics, tmp_path: Path) -> None:

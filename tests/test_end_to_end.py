@@ -133,7 +133,9 @@ class Books:
         assert isinstance(key, bytes)
         assert headers is not None
         file, line = int(key[:8], 16), int(key[24:], 16)
-        (place,) = [parse_place(value) for name, value in headers if name == "source" and value]
+        source = dict(headers)["source"]
+        assert isinstance(source, bytes)
+        place = parse_place(source)
         assert place is not None
         starts = self._files[file].starts
         assert (file, 0, starts[line], starts[line + 1]) == (

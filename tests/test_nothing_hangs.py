@@ -9,13 +9,14 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
+from agent.database import MAJOR
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
-from agent.store import MAJOR
 from tests import conftest, real_kafka
 from tests.running import (
     NOWHERE,
@@ -28,14 +29,17 @@ from tests.running import (
     records,
 )
 
-QUICK = {"retry": {"backoff_s": 0.2, "backoff_max_s": 1}, "breaker": {"cooldown_s": 1}}
+QUICK: dict[str, Any] = {
+    "retry": {"backoff_s": 0.2, "backoff_max_s": 1},
+    "breaker": {"cooldown_s": 1},
+}
 """So that a test needs not wait as long as a node does."""
 DOWN_S = 5.0
 STOP_WITHOUT_KAFKA_S = 10.0
 
 
 @pytest.fixture
-def topics(embedded: EmbeddedKafka) -> Topics:
+def mock(embedded: EmbeddedKafka) -> Topics:
     return mock_topics(embedded)
 
 
@@ -73,10 +77,10 @@ def test_without_kafka_it_comes_up_says_so_once_and_stops_within_ten_seconds(
 
 
 def test_a_broker_that_appears_later_gets_everything(
-    embedded: EmbeddedKafka, topics: Topics, tmp_path: Path
+    embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
 ) -> None:
     embedded.broker_down()
-    with Agent(tmp_path, topics, kafka={"start_s": 1}, **QUICK) as agent:
+    with Agent(tmp_path, mock, kafka={"start_s": 1}, **QUICK) as agent:
         append(agent.root / "acme/a.jsonl", map(feedback, range(500)))
         agent.start()
         agent.until(lambda: bool(agent.log_entries("kafka.absent_at_start")), "start_s is over")
@@ -89,11 +93,11 @@ def test_a_broker_that_appears_later_gets_everything(
 
 
 def test_an_outage_of_all_brokers_loses_nothing_and_sends_nothing_twice(
-    embedded: EmbeddedKafka, topics: Topics, tmp_path: Path
+    embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
 ) -> None:
     """A writer goes on meanwhile. What was under way when they went is known to be refused or
     acknowledged here: the mock forgets no answer, it closes the connection before it reads."""
-    with Agent(tmp_path, topics, **QUICK) as agent:
+    with Agent(tmp_path, mock, **QUICK) as agent:
         path = agent.root / "acme/a.jsonl"
         append(path, map(feedback, range(1000)))
         agent.start()
@@ -111,10 +115,10 @@ def test_an_outage_of_all_brokers_loses_nothing_and_sends_nothing_twice(
 
 
 def test_sigterm_while_the_brokers_are_down_ends_within_ten_seconds(
-    embedded: EmbeddedKafka, topics: Topics, tmp_path: Path
+    embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
 ) -> None:
     """Nothing can be acknowledged then; the next life goes on from the checkpoints."""
-    with Agent(tmp_path, topics, **QUICK) as agent:
+    with Agent(tmp_path, mock, **QUICK) as agent:
         path = agent.root / "acme/a.jsonl"
         append(path, map(feedback, range(1000)))
         agent.start()
@@ -153,9 +157,9 @@ def test_a_broker_that_never_answers_holds_up_neither_start_nor_stop(
 
 
 def test_a_second_sigterm_ends_it_at_once(
-    embedded: EmbeddedKafka, topics: Topics, tmp_path: Path
+    embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
 ) -> None:
-    with Agent(tmp_path, topics, **QUICK) as agent:
+    with Agent(tmp_path, mock, **QUICK) as agent:
         path = agent.root / "acme/a.jsonl"
         append(path, [feedback(1)])
         agent.start()
@@ -206,11 +210,11 @@ def test_a_missing_topic_is_named_never_created_and_waited_for(kafka: str, tmp_p
 
 @pytest.mark.kafka
 async def test_a_missing_dead_letter_topic_does_not_stop_good_events(
-    kafka: str, topics_on_kafka: conftest.Topics, tmp_path: Path
+    kafka: str, topics: conftest.Topics, tmp_path: Path
 ) -> None:
     """Invariant 6. The dead letters wait and go when their topic is there."""
     dead_letters = f"dlq-{os.getpid()}-{time.time_ns()}"
-    wanted = Topics(kafka, await topics_on_kafka(), dead_letters)
+    wanted = Topics(kafka, await topics(), dead_letters)
     with Agent(tmp_path, wanted, **QUICK) as agent:
         path = agent.root / "acme/a.jsonl"
         append(path, [b"bad", *map(feedback, range(100))])
@@ -225,17 +229,6 @@ async def test_a_missing_dead_letter_topic_does_not_stop_good_events(
         agent.until_delivered(200, 1)
         assert 0 == agent.stop()
         await asyncio.to_thread(assert_each_once, agent, 201)
-
-
-@pytest.fixture
-def topics_on_kafka(kafka: str) -> conftest.Topics:
-    async def create(partitions: int = 12, replication: int = 1, **configs: object) -> str:
-        name = f"test-{os.getpid()}-{time.time_ns()}"
-        dotted = {key.replace("_", "."): str(value) for key, value in configs.items()}
-        await real_kafka.create_topic(kafka, name, partitions, replication, dotted)
-        return name
-
-    return create
 
 
 # ---- the state directory
@@ -259,12 +252,10 @@ def test_a_state_directory_that_is_not_writable_is_one_line_and_74(tmp_path: Pat
         assert str(agent.state_dir) in sole_line(agent)
 
 
-def test_a_second_agent_on_the_same_state_is_refused_with_75(
-    topics: Topics, tmp_path: Path
-) -> None:
-    with Agent(tmp_path, topics) as first:
+def test_a_second_agent_on_the_same_state_is_refused_with_75(mock: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, mock) as first:
         first.start()
-        with Agent(tmp_path / "second", topics, agent={"state_dir": str(first.state_dir)}) as other:
+        with Agent(tmp_path / "second", mock, agent={"state_dir": str(first.state_dir)}) as other:
             other.launch()
 
             assert 75 == other.ended()
@@ -297,8 +288,8 @@ def test_a_wrong_configuration_is_one_line_and_78(tmp_path: Path) -> None:
 # ---- the watched directory
 
 
-def test_a_watched_directory_that_appears_later_is_read(topics: Topics, tmp_path: Path) -> None:
-    with Agent(tmp_path, topics, source={"scan_s": 1}) as agent:
+def test_a_watched_directory_that_appears_later_is_read(mock: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, mock, source={"scan_s": 1}) as agent:
         agent.root.rmdir()
         agent.start()
         agent.until(lambda: agent.not_ready() == ["root: missing"], "root: missing")
@@ -315,11 +306,9 @@ def test_a_watched_directory_that_appears_later_is_read(topics: Topics, tmp_path
         assert_each_once(agent, 101)
 
 
-def test_a_watched_directory_that_goes_and_comes_back_is_read(
-    topics: Topics, tmp_path: Path
-) -> None:
+def test_a_watched_directory_that_goes_and_comes_back_is_read(mock: Topics, tmp_path: Path) -> None:
     """An unmounted volume: what it held is not taken for deleted."""
-    with Agent(tmp_path, topics, source={"scan_s": 1}) as agent:
+    with Agent(tmp_path, mock, source={"scan_s": 1}) as agent:
         append(agent.root / "acme/a.jsonl", map(feedback, range(100)))
         agent.start()
         agent.until_delivered(100)
@@ -334,11 +323,9 @@ def test_a_watched_directory_that_goes_and_comes_back_is_read(
         assert_each_once(agent, 300)
 
 
-def test_what_may_not_be_read_is_named_and_read_once_it_may(
-    topics: Topics, tmp_path: Path
-) -> None:
+def test_what_may_not_be_read_is_named_and_read_once_it_may(mock: Topics, tmp_path: Path) -> None:
     """A directory, a file, and the rest goes on meanwhile."""
-    with Agent(tmp_path, topics, obedient=True, source={"scan_s": 1}) as agent:
+    with Agent(tmp_path, mock, obedient=True, source={"scan_s": 1}) as agent:
         append(agent.root / "open/a.jsonl", map(feedback, range(10)))
         append(agent.root / "shut/a.jsonl", map(feedback, range(10, 20)))
         append(agent.root / "open/shut.jsonl", map(feedback, range(20, 30)))
@@ -359,9 +346,9 @@ def test_what_may_not_be_read_is_named_and_read_once_it_may(
 
 
 def test_a_root_that_may_not_be_read_is_named_and_read_once_it_may(
-    topics: Topics, tmp_path: Path
+    mock: Topics, tmp_path: Path
 ) -> None:
-    with Agent(tmp_path, topics, obedient=True, source={"scan_s": 1}) as agent:
+    with Agent(tmp_path, mock, obedient=True, source={"scan_s": 1}) as agent:
         append(agent.root / "acme/a.jsonl", map(feedback, range(10)))
         agent.root.chmod(0)
         agent.start()
@@ -373,9 +360,9 @@ def test_a_root_that_may_not_be_read_is_named_and_read_once_it_may(
         assert_each_once(agent, 10)
 
 
-def test_a_line_appended_to_an_idle_file_needs_no_scan(topics: Topics, tmp_path: Path) -> None:
+def test_a_line_appended_to_an_idle_file_needs_no_scan(mock: Topics, tmp_path: Path) -> None:
     """Scans a minute apart: only the kernel's hint can bring it. The bound is generous."""
-    with Agent(tmp_path, topics, source={"scan_s": 60}) as agent:
+    with Agent(tmp_path, mock, source={"scan_s": 60}) as agent:
         path = agent.root / "acme/a.jsonl"
         append(path, [feedback(1)])
         agent.start()
@@ -388,5 +375,5 @@ def test_a_line_appended_to_an_idle_file_needs_no_scan(topics: Topics, tmp_path:
         agent.until_delivered(3, within_s=2)
         assert 0 == agent.stop()
         assert [event_id(n) for n in (1, 2, 3)] == sorted(
-            record.key.decode() for record in records(topics, topics.events)
+            record.key.decode() for record in records(mock, mock.events)
         )

@@ -7,12 +7,12 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 
 from agent import __version__
 from agent.demo.scene import Topics
@@ -27,7 +27,7 @@ pytestmark = [
 PARTITIONS = 12
 UNIT, RECORD = "\x1f", "\x1e"
 LINES = [
-    feedback(0, comment="Sehr hilfreich – genau das. 🙏\r\nThank you!", tags=["a", "b"]),
+    feedback(0, comment="Sehr hilfreich, über alles. 🙏\r\nThank you!", tags=["a", "b"]),
     feedback(1, event_id="ABCDEF00-0000-4000-8000-00000000ABCD"),
     feedback(2, schema_version="2.1", unknown={"kept": True}),
     feedback(3, metadata={"client": "somebody else", "seq": 3}),
@@ -71,9 +71,7 @@ def kcat(topics: Topics) -> list[Read]:
         partition, offset, at_ms, length, key, headers, value = record.split(UNIT)
         pairs = [header.partition("=")[::2] for header in headers.split(",")]
         known = None if length == "-1" else key
-        read.append(
-            Read(int(partition), int(offset), int(at_ms), known, pairs, json.loads(value))
-        )
+        read.append(Read(int(partition), int(offset), int(at_ms), known, pairs, json.loads(value)))
     return sorted(read, key=lambda r: int(r.header["source"].split(";")[3]))
 
 
@@ -146,16 +144,18 @@ def test_the_key_is_what_the_configuration_names(real: Topics, tmp_path: Path, n
 async def librdkafka_partitions(real: Topics, topic: str, keys: list[str]) -> dict[str, int]:
     """Return where librdkafka's own murmur2 puts ``keys``, by producing them."""
     found: dict[str, int] = {}
+
+    def note(_: object, message: Message) -> None:
+        key, partition = message.key(), message.partition()
+        assert isinstance(key, bytes)
+        assert partition is not None
+        found[key.decode()] = partition
+
     producer = Producer(
         {"bootstrap.servers": real.bootstrap_servers, "partitioner": "murmur2_random"}
     )
     for key in keys:
-        producer.produce(
-            topic,
-            key=key,
-            value=b"",
-            on_delivery=lambda _, m: found.update({m.key().decode(): m.partition()}),
-        )
+        producer.produce(topic, key=key, value=b"", on_delivery=note)
     assert 0 == await asyncio.to_thread(producer.flush, 20)
     return found
 
@@ -176,13 +176,11 @@ def test_sticky_fills_one_partition_after_the_other(real: Topics, tmp_path: Path
     read, _ = shipped(tmp_path, real, {"partitioner": "sticky"})
 
     assert all(record.key for record in read)
-    turns = [b.partition for a, b in zip(read, read[1:], strict=False) if a.partition != b.partition]
+    turns = [b.partition for a, b in pairwise(read) if a.partition != b.partition]
     assert len(turns) < 8, turns
 
 
-def test_event_time_is_the_records_time_where_it_is_trusted(
-    real: Topics, tmp_path: Path
-) -> None:
+def test_event_time_is_the_records_time_where_it_is_trusted(real: Topics, tmp_path: Path) -> None:
     """Not that of a line without one, nor of one far ahead: its segment would never be deleted."""
     before_ms = int(time.time() * 1000)  # noqa: TID251
     read, _ = shipped(tmp_path, real, {"timestamp": "event"})

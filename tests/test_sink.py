@@ -385,6 +385,7 @@ async def node() -> AsyncIterator[Node]:
         kafka.connect,
         settled=settled,
         refused=refused,
+        ack_age_max_s=30.0,
         clock=clock,
         metrics=metrics,
     )
@@ -438,6 +439,23 @@ async def test_the_topic_is_known_once_connected(node: Node) -> None:
 
     assert node.outlet.topic is not None
     assert 12 == node.outlet.topic.partitions
+
+
+async def test_batches_that_stay_unanswered_are_a_problem_that_goes_away(node: Node) -> None:
+    """With every broker away nothing fails; an operator must be told all the same."""
+    node.admit(b"first")
+    await node.until_empty()
+    node.kafka.hold()
+    node.admit(b"a")
+    await turns()
+    assert node.outlet.problem is None
+
+    node.clock.advance(30.1)
+    assert "unanswered" == node.outlet.problem
+
+    node.kafka.release()
+    await node.until_empty()
+    assert node.outlet.problem is None
 
 
 async def test_a_failure_retires_once_and_sends_again_in_order(node: Node) -> None:
@@ -600,6 +618,7 @@ async def test_a_broken_invariant_in_a_send_ends_run() -> None:
         kafka.connect,
         settled=broken,
         refused=lambda batch, reason: None,
+        ack_age_max_s=30.0,
         clock=clock,
         metrics=Metrics(CollectorRegistry()),
     )

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.core.identity import Anchor, Birth, Checkpoint, digest
+from agent.database import MAJOR, MINOR
 from agent.errors import AgentError, ConfigError, StateOwned, StateTooNew, StoreError
-from agent.store import MAJOR, MINOR, Store
+from agent.store import Store
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
@@ -54,7 +55,7 @@ def filled(state_dir: Path, count: int = 200) -> Path:
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "agent.store"]
+    return [record.getMessage() for record in caplog.records if record.name == "agent.database"]
 
 
 CHECKPOINTS = st.builds(
