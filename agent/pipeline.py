@@ -15,6 +15,7 @@ import sys
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 
@@ -27,8 +28,10 @@ from agent.config import Config
 from agent.core.batch import Batch
 from agent.core.discovery import Scan
 from agent.core.quota import InFlight
+from agent.dead_letters import DeadLetters
 from agent.intake import Intake, Worker
 from agent.sink import Outlet
+from agent.spool import Spool
 from agent.store import Store
 from agent.telemetry import Metrics, event
 from agent.watcher import Watcher
@@ -50,11 +53,24 @@ def run(config: Config) -> int:
     sys.setswitchinterval(SWITCH_S)
     with (
         contextlib.closing(Store.open(config.agent.state_dir, config.node)) as store,
+        contextlib.closing(_spool(config)) as spool,
         ThreadPoolExecutor(1, "worker") as worker,
         ThreadPoolExecutor(1, "store") as writer,
         ThreadPoolExecutor(1, "scan") as scans,
     ):
-        return asyncio.run(_Pipeline(config, store, worker, writer, scans).run())
+        return asyncio.run(_Pipeline(config, store, spool, _Threads(worker, writer, scans)).run())
+
+
+def _spool(config: Config) -> Spool:
+    return Spool(config.agent.state_dir / "spool.db", config.dlq.store_bytes_max)
+
+
+class _Threads(NamedTuple):
+    """One thread each: what is blocking never waits for another kind of it."""
+
+    worker: ThreadPoolExecutor
+    writer: ThreadPoolExecutor
+    scans: ThreadPoolExecutor
 
 
 class _Pipeline:
@@ -64,12 +80,11 @@ class _Pipeline:
         self,
         config: Config,
         store: Store,
-        worker: ThreadPoolExecutor,
-        writer: ThreadPoolExecutor,
-        scans: ThreadPoolExecutor,
+        spool: Spool,
+        threads: _Threads,
     ) -> None:
         self._config = config
-        self._scans = scans
+        self._scans = threads.scans
         self._clock: Clock = SystemClock()
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
@@ -79,9 +94,17 @@ class _Pipeline:
         self._dead_letters = self._outlet("dead_letters", config.dlq.topic)
         self._checkpointer = Checkpointer(
             store.save,
-            writer,
+            threads.writer,
             self._in_flight,
             committed=self._committed,
+            clock=self._clock,
+            metrics=self._metrics,
+        )
+        self._put_by = DeadLetters(
+            self._dead_letters,
+            spool,
+            threads.writer,
+            settle=self._checkpointer.settle,
             clock=self._clock,
             metrics=self._metrics,
         )
@@ -89,7 +112,7 @@ class _Pipeline:
         self._worker = Worker(self._parts.sources(store.load()), chunker)
         self._intake = Intake(
             self._worker,
-            worker,
+            threads.worker,
             events=self._events,
             dead_letters=self._dead_letters,
             checkpointer=self._checkpointer,
@@ -131,7 +154,8 @@ class _Pipeline:
 
     def _keeping(self) -> list[Coroutine[None, None, None]]:
         """What goes on while a stop drains."""
-        return [self._events.run(), self._dead_letters.run(), self._checkpointer.run()]
+        outlets = self._events.run(), self._dead_letters.run()
+        return [*outlets, self._put_by.run(), self._checkpointer.run()]
 
     async def _read(self) -> None:
         """Read until the first signal."""
@@ -230,21 +254,25 @@ class _Pipeline:
 
     def _settled(self, outlet: str, batch: Batch, kafka_offset: int, latency_s: float) -> None:
         self._acked += 1
-        self._checkpointer.settle(batch)
         metrics = self._metrics
         metrics.ack_seconds.labels(outlet).observe(latency_s)
         metrics.batches_delivered.labels(outlet).inc()
         metrics.sent_bytes.labels(outlet).inc(len(batch.payload))
         metrics.batch_records.observe(batch.count)
         if outlet == "events":
+            self._checkpointer.settle(batch)
             self._parts.pace.acked(latency_s)
             metrics.events_delivered.inc(batch.count)
         else:
+            self._put_by.acked(batch)
             metrics.dead_letters_delivered.inc(batch.count)
 
     def _refused(self, outlet: str, batch: Batch, reason: str) -> None:
         """Kafka will never take this one record: it goes on as a dead letter, in its place."""
-        self._dead_letters.admit(self._worker.chunker.dead_letter_of(batch, reason))
+        dead_letter = self._worker.chunker.dead_letter_of(batch, reason)
+        if outlet == "dead_letters":
+            self._put_by.replaced(batch, dead_letter)
+        self._dead_letters.admit(dead_letter)
 
     def _committed(self) -> None:
         self._metrics.in_flight_events.set(self._in_flight.events)

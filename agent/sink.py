@@ -92,6 +92,15 @@ class Outlet:
         self.empty.clear()
         self._carry_out(self.delivery.admit(batch))
 
+    def withdraw(self) -> list[Batch]:
+        """Give back what waits, if its topic cannot be reached; nothing of it is on its way."""
+        delivery = self.delivery
+        if delivery.reason is None or delivery.phase not in (Phase.DOWN, Phase.CONNECTING):
+            return []
+        queued = delivery.withdraw()
+        self.empty.set()
+        return queued
+
     async def run(self) -> None:
         """Let time pass for the machine: connect, retire and try again when it is due."""
         while True:

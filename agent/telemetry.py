@@ -64,6 +64,12 @@ class Metrics:
         self.dead_letters_delivered = self._counter(
             "dead_letters_delivered", "Dead letters that Kafka acknowledged with acks=all."
         )
+        self.dead_letters_stored = self._gauge(
+            "dead_letters_stored", "Dead letters on this node's disk that their topic has not got."
+        )
+        self.dead_letters_stored_bytes = self._gauge(
+            "dead_letters_stored_bytes", "Their bytes, compressed. At most dlq.store_bytes_max."
+        )
         self.batches_delivered = self._counter(
             "batches_delivered", "Batches that Kafka acknowledged.", sink=SINKS
         )

@@ -27,6 +27,7 @@ from tests.running import (
     feedback,
     mock_topics,
     records,
+    verdict,
 )
 
 QUICK: dict[str, Any] = {
@@ -229,6 +230,35 @@ async def test_a_missing_dead_letter_topic_does_not_stop_good_events(
         agent.until_delivered(200, 1)
         assert 0 == agent.stop()
         await asyncio.to_thread(assert_each_once, agent, 201)
+
+
+@pytest.mark.kafka
+async def test_dead_letters_without_a_topic_wait_on_disk_and_hold_up_nothing(
+    kafka: str, topics: conftest.Topics, tmp_path: Path
+) -> None:
+    """Invariant 6, far beyond what may be in flight, and across a SIGKILL."""
+    dead_letters = f"dlq-{os.getpid()}-{time.time_ns()}"
+    wanted = Topics(kafka, await topics(), dead_letters)
+    with Agent(tmp_path, wanted, in_flight={"events_max": 200}, **QUICK) as agent:
+        append(agent.root / "acme/a.jsonl", [b"bad", *map(feedback, range(2000)), b"worse"])
+        append(agent.root / "beta/a.jsonl", map(feedback, range(2000, 4000)))
+        agent.start()
+        agent.until_delivered(4000)
+        agent.until(lambda: agent.metric("dead_letters_stored") == 2, "both put by")
+        agent.kill()
+
+        await real_kafka.create_topic(kafka, dead_letters, 1)
+        agent.start()
+        agent.until_delivered(0, 2)
+        agent.until(lambda: agent.metric("dead_letters_stored") == 0, "the disk is empty again")
+        assert 0 == agent.stop()
+        await asyncio.to_thread(_assert_all_there, agent, 4002)
+
+
+def _assert_all_there(agent: Agent, lines: int) -> None:
+    """A SIGKILL may have cost copies, but nothing is lost, reordered or misjudged."""
+    found = verdict(agent)
+    assert (lines, 0, 0, 0) == (found.lines, found.lost, found.out_of_order, found.misjudged)
 
 
 # ---- the state directory

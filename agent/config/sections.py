@@ -92,6 +92,7 @@ class Kafka(Policy, frozen=True):
 
 class Dlq(Policy, frozen=True):
     topic: TopicName = "feedback-events-dlq"
+    store_bytes_max: Annotated[int, Meta(ge=MIB)] = 64 * MIB
 
 
 class Http(Policy, frozen=True):

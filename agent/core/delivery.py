@@ -122,6 +122,13 @@ class Delivery:
         lane.queue.append(batch)
         return self._send(lane)
 
+    def withdraw(self) -> list[Batch]:
+        """Give back every batch, in order per partition, while no producer lives that has any."""
+        assert not self._pending, "what is pending may be acknowledged yet"
+        queued = [batch for lane in self._lanes.values() for batch in lane.queue]
+        self._lanes.clear()
+        return queued
+
     def connected(self, partitions: int) -> list[Action]:
         """Note a living producer and how many partitions the topic has now."""
         assert self.phase is Phase.CONNECTING, self.phase
