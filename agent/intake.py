@@ -24,6 +24,9 @@ from agent.sources import Sources
 IDLE_S = 60.0
 """How long to sleep when nothing is open, ready or hinted; any hint ends it."""
 
+ROOM_S = 0.05
+"""Between two looks at whether a file may be closed, so that another can be opened."""
+
 T = TypeVar("T")
 
 
@@ -52,17 +55,19 @@ class Worker:
         followed = sources.next()
         if followed is not None and followed.harvester is not None:
             harvester = followed.harvester
-            piece = harvester.read()
+            piece = sources.read(followed)
             if isinstance(piece, Truncated):
                 sources.truncated(followed)
-            else:
-                if piece is not None:
-                    chunk = chunker.fill(harvester, piece)
-                if harvester.more:
-                    sources.again(followed)
+            elif piece is not None:
+                chunk = chunker.fill(harvester, piece)
+            if harvester.more:
+                sources.again(followed)
         sealed = chunker.seal_due()
         changes = sources.registry.take()
-        wait_s = chunker.due_in_s(IDLE_S) if sources.idle else 0.0
+        if sources.idle:
+            wait_s = chunker.due_in_s(IDLE_S)
+        else:
+            wait_s = ROOM_S if sources.waiting else 0.0
         return Turn(harvester, chunk, sealed, changes, wait_s)
 
 
@@ -95,7 +100,13 @@ class Intake:
         self._turning = asyncio.Lock()
 
     def hint(self, path: str | None) -> None:
-        """Take a hint that ``path``, or anything, was written to."""
+        """Take a hint that ``path``, or anything, was written to.
+
+        Not while stopping: with enough writers, one more hint would always have come, and
+        ``finish`` would have no end. The scan before it knows of everything until then.
+        """
+        if self._stopping.is_set():
+            return
         self._worker.sources.hint(path)
         self._hinted.set()
 
@@ -129,8 +140,12 @@ class Intake:
     async def finish(self) -> None:
         """Read to the end of every file that is known, and seal what is open."""
         while self._events.topic is not None and not self._worker.sources.idle:
-            if not await self._full():
-                await self._turn()
+            if await self._full():
+                continue
+            turn = await self._turn()
+            if turn.wait_s > 0:  # for a descriptor; what is open must not wait for company
+                await self.seal()
+                await asyncio.sleep(turn.wait_s)
         await self.seal()
 
     async def seal(self) -> None:

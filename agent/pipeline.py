@@ -217,8 +217,11 @@ class _Pipeline:
                 event(log, logging.WARNING, "drain.cut_short",
                       unsettled_events=self._in_flight.events, kafka=self._events.problem,
                       effect="they are read again at the next start")  # fmt: skip
-        await asyncio.gather(finishing, return_exceptions=True)
+        await asyncio.wait({finishing})
+        await self._put_by.flush()
         await self._checkpointer.flush()
+        if not finishing.cancelled():
+            finishing.result()  # what broke must not end with 0
 
     async def _finish(self) -> None:
         if self._events.topic is None and self._events.delivery.reason is None:
@@ -226,7 +229,7 @@ class _Pipeline:
         await self._scan()
         await self._intake.finish()
         await self._events.empty.wait()
-        await self._dead_letters.empty.wait()
+        await self._put_by.finish()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -270,8 +273,8 @@ class _Pipeline:
     def _refused(self, outlet: str, batch: Batch, reason: str) -> None:
         """Kafka will never take this one record: it goes on as a dead letter, in its place."""
         dead_letter = self._worker.chunker.dead_letter_of(batch, reason)
-        if outlet == "dead_letters":
-            self._put_by.replaced(batch, dead_letter)
+        if outlet != "dead_letters":
+            self._metrics.lines_rejected.labels(reason).inc()
         self._dead_letters.admit(dead_letter)
 
     def _committed(self) -> None:

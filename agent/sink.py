@@ -18,6 +18,11 @@ from agent.telemetry import Metrics, event
 log = logging.getLogger(__name__)
 
 
+LOOK_S = 5.0
+"""Between two looks at whether Kafka still answers, when nothing else is due."""
+UNANSWERED = "unanswered"
+
+
 class Topic(Protocol):
     """What a sink learned of its topic before the first send."""
 
@@ -107,9 +112,10 @@ class Outlet:
             if self._broken is not None:
                 raise self._broken
             self._carry_out(self.delivery.tick())
+            self._look()
             self._wake.clear()  # after: carrying out wakes too, and the tick was for this turn
             due_s = self.delivery.due_s
-            wait_s = 60.0 if due_s is None else max(0.0, due_s - self._clock.monotonic())
+            wait_s = LOOK_S if due_s is None else max(0.0, due_s - self._clock.monotonic())
             await wait_event(self._wake, wait_s)
 
     async def close(self) -> None:
@@ -128,7 +134,7 @@ class Outlet:
         if self.delivery.phase is not Phase.LIVE:
             return self.delivery.reason or "connecting"
         # With every broker away nothing fails: batches just stay unanswered.
-        return "unanswered" if self.delivery.oldest_pending_s() > self._ack_age_max_s else None
+        return UNANSWERED if self.delivery.oldest_pending_s() > self._ack_age_max_s else None
 
     def status(self) -> dict[str, object]:
         """Return what an operator asks first; plain values only."""
@@ -140,6 +146,13 @@ class Outlet:
             "batches_queued": delivery.queued,
             "oldest_unacknowledged_s": round(delivery.oldest_pending_s(), 3),
         }
+
+    def _look(self) -> None:
+        """Say when answers stay away, and when they come again: no send tells of that."""
+        if self.problem == UNANSWERED:
+            self._say(UNANSWERED)
+        elif self._said == UNANSWERED and self.problem is None:
+            self._say(None)
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:

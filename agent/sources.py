@@ -10,7 +10,8 @@ from collections.abc import Callable, Container
 
 from agent.core.discovery import FileKey, Found, Scan, Seen, plan
 from agent.core.identity import Change, Checkpoint, Readable
-from agent.harvester import Harvester
+from agent.core.lines import Piece
+from agent.harvester import Harvester, Truncated
 from agent.opener import Descriptor, Refused
 from agent.registry import Followed, Registry
 from agent.telemetry import Metrics, event
@@ -53,6 +54,7 @@ class Sources:
         self._openings: deque[Found] = deque()
         self._ready: OrderedDict[Followed, None] = OrderedDict()
         self._open: OrderedDict[Followed, None] = OrderedDict()  # least recently read first
+        self._failing: list[Followed] = []  # could not be read: again after the next scan
         self._hints: deque[str | None] = deque()
 
     def hint(self, path: str | None) -> None:
@@ -70,6 +72,8 @@ class Sources:
                 self.registry.lose(followed)
         for followed in [f for f in self._open if f.seen is None and self._drained(f)]:
             self._close(followed)
+        self._ready.update(dict.fromkeys(f for f in self._failing if f.harvester is not None))
+        self._failing.clear()
         self._openings = deque(todo.open)
         new = {found.seen.key for found in todo.open if found.why == "new"}
         if self._start_at_end and self.registry.empty:
@@ -85,7 +89,7 @@ class Sources:
         for _ in range(len(self._hints)):
             self._hinted(self._hints.popleft())
         for _ in range(min(len(self._openings), OPENINGS_A_TURN)):
-            if not self._room():
+            if not self._is_open(self._openings[0].seen) and not self._room():
                 break
             self._wake(self._openings.popleft().seen)
         if not self._ready:
@@ -93,6 +97,18 @@ class Sources:
         followed, _ = self._ready.popitem(last=False)
         self._open.move_to_end(followed)
         return followed
+
+    def read(self, followed: Followed) -> Piece | Truncated | None:
+        """Read once; a disk that fails is said once, and tried again after the next scan."""
+        assert followed.harvester is not None
+        try:
+            return followed.harvester.read()
+        except OSError as error:
+            followed.harvester.more = False
+            self._failing.append(followed)
+            path = followed.checkpoint.path
+            self._refused(path, Refused("error", error.strerror or type(error).__name__))
+            return None
 
     def again(self, followed: Followed) -> None:
         """Give ``followed`` another turn, after the others."""
@@ -114,6 +130,11 @@ class Sources:
     def idle(self) -> bool:
         """Return whether nothing is known to be left to open or to read."""
         return not (self._hints or self._openings or self._ready)
+
+    @property
+    def waiting(self) -> bool:
+        """Return whether all there is to do is to open files for which there is no room."""
+        return not (self._hints or self._ready) and len(self._open) >= self._descriptors_max
 
     def open_files(self) -> list[Followed]:
         return list(self._open)
@@ -196,6 +217,10 @@ class Sources:
         self.registry.lose(followed)
         if followed.harvester is not None:
             self._ready[followed] = None  # one more look at what its descriptor holds
+
+    def _is_open(self, seen: Seen) -> bool:
+        followed = self._by_key.get(seen.key)
+        return followed is not None and followed.harvester is not None
 
     def _room(self) -> bool:
         """Return whether another file may be opened, closing the one longest at rest if need be."""

@@ -31,6 +31,7 @@ SEND_FAILURES = (
     "topic_changed",
     "topic_denied",
     "topic_missing",
+    "unanswered",
     "unreachable",
 )
 """Why a send failed and will be tried again: every reason that a sink may give."""

@@ -158,6 +158,18 @@ class Exit:
                 case Refuse():
                     raise AssertionError("nothing is refused here")
 
+    def deliver(self) -> None:
+        """Let everything that is on the wire arrive and be acknowledged, and what follows it."""
+        while self.on_wire:
+            sent = self.on_wire.pop(0)
+            broker = self.world.broker
+            if sent.appended or broker.append(self.topic, self.producer, sent.batch):
+                actions = self.delivery.acked(sent.batch)
+                self.node.checkpointer.settle(sent.batch)
+                self.do(actions)
+            else:
+                self.do(self.delivery.failed(sent.batch, "sequence"))
+
     def first_of(self, partition: int, *, appended: bool) -> Sent | None:
         """Return the oldest batch on the wire to ``partition``, if it stands where asked for."""
         sent = next((s for s in self.on_wire if s.batch.partition == partition), None)
@@ -401,6 +413,15 @@ class World:
             )
         self.stored[key] = row
 
+    def settle_everything(self) -> None:
+        """Let everything that was read arrive, and commit it."""
+        node = self.node
+        node.tick()
+        node.admit(*node.worker.chunker.seal_all())
+        node.events.deliver()
+        node.dead_letters.deliver()
+        node.commit()
+
     def crashed_or_retired(self, node: Node) -> None:
         self.copies_allowed += node.in_flight.events
 
@@ -586,14 +607,10 @@ class Program:
                 world.append(path, 1)
         for _ in range(400):
             world.clock.advance(3.0)
-            world.node.tick()
             self.scan()
             for _ in range(8):
                 world.node.turn()
-            self.seal()
-            for outlet in (world.node.events, world.node.dead_letters):
-                self._deliver(outlet)
-            world.node.commit()
+            world.settle_everything()
             if world.node.sources.idle and self._quiet():
                 break
         else:
@@ -608,13 +625,3 @@ class Program:
         queued = node.events.delivery.queued + node.dead_letters.delivery.queued
         waiting = self.world.life_of.keys() - self.world.excused - self.world.read
         return not (queued or node.in_flight.events or waiting)
-
-    def _deliver(self, outlet: Exit) -> None:
-        while outlet.on_wire:
-            sent = outlet.on_wire.pop(0)
-            if sent.appended or self.world.broker.append(outlet.topic, outlet.producer, sent.batch):
-                actions = outlet.delivery.acked(sent.batch)
-                self.world.node.checkpointer.settle(sent.batch)
-                outlet.do(actions)
-            else:
-                outlet.do(outlet.delivery.failed(sent.batch, "sequence"))

@@ -10,7 +10,7 @@ node and the brokers about as much as a hundred lines.
 from agent.core.ledger import Chunk
 from agent.core.policy import BatchPolicy
 
-BATCHES_PER_S_MAX = 200.0
+BATCHES_PER_S_MAX = 600.0
 _SMOOTHING = 0.2
 
 

@@ -39,7 +39,6 @@ class InFlightPolicy(Policy, frozen=True):
 
 
 class RetryPolicy(Policy, frozen=True):
-    attempts_max: Annotated[int, Meta(ge=1)] = 3
     backoff_s: PositiveSeconds = 1.0
     backoff_max_s: PositiveSeconds = 30.0
 
