@@ -71,22 +71,27 @@ class Builders:
         builder = self._open.get(at)
         if builder is None or not builder.append(timestamp_ms, key, value, headers):
             if builder is not None:
-                self._seal(at, full=True)
+                self._pace.sealed(builder.count, full=True)
+                self._seal(at)
             builder = self._builder(at, now_s)
             builder.append(timestamp_ms, key, value, headers)
         builder.hold(chunk)
         if builder.count >= self._pace.records_max:
-            self._seal(at, full=True)
+            self._pace.sealed(builder.count, full=True)
+            self._seal(at)
 
     def seal_due(self, now_s: float) -> None:
         """Seal what has been open for its window."""
         window_s = self._pace.window_s(len(self._open))
-        for at in [at for at, b in self._open.items() if now_s - b.opened_at_s >= window_s]:
-            self._seal(at, full=False)
+        for at, builder in [*self._open.items()]:
+            if now_s - builder.opened_at_s >= window_s:
+                self._pace.sealed(builder.count, full=False)
+                self._seal(at)
 
     def seal_all(self) -> None:
+        """Seal everything as it is; that there was no room for more says nothing of the load."""
         for at in list(self._open):
-            self._seal(at, full=False)
+            self._seal(at)
 
     def due_in_s(self, now_s: float) -> float | None:
         """Return how long until the next window ends, None if nothing is open."""
@@ -123,7 +128,5 @@ class Builders:
         self._open[at] = builder
         return builder
 
-    def _seal(self, at: int, *, full: bool) -> None:
-        builder = self._open.pop(at)
-        self._pace.sealed(builder.count, full=full)
-        self.sealed.append(builder.seal(self._codec))
+    def _seal(self, at: int) -> None:
+        self.sealed.append(self._open.pop(at).seal(self._codec))
