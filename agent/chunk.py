@@ -141,17 +141,18 @@ class Chunker:
         assert batch.count == 1, "isolate first"
         (record,) = wire.records(batch)
         headers = dict(record.headers)
+        now_ms = int(self._clock.wall() * 1000)  # its own time may be what is refused
         if "reason" in headers:
             whole = headers.get("cut") or b"%d" % len(record.value)
             digest = blake2b(record.value, digest_size=16).hexdigest()
             value = msgspec.json.encode({"length": int(whole), "hash": digest})
             kept = [(name, content) for name, content in record.headers if name != "cut"]
-            refused = wire.Record(record.timestamp_ms, record.key, value, [*kept, ("cut", whole)])
+            refused = wire.Record(now_ms, record.key, value, [*kept, ("cut", whole)])
         else:
             why = [("reason", reason.encode()), ("detail", b"refused by the topic")]
             kept = [(name, headers[name]) for name in ("source", "event_type") if name in headers]
             key = headers.get("source", record.key)
-            refused = wire.Record(record.timestamp_ms, key, record.value, [*why, *kept])
+            refused = wire.Record(now_ms, key, record.value, [*why, *kept])
         return self._dead_letters.one(refused, batch)
 
     def _take(self) -> Sealed:
@@ -164,7 +165,8 @@ class Chunker:
                 self._metrics.lines_rejected.labels("refused_too_large").inc()
                 dead_letters.append(self.dead_letter_of(batch, "refused_too_large"))
         shrunk = [
-            b if self._dead_letters.fits(b) else self.dead_letter_of(b, "") for b in dead_letters
+            b if self._dead_letters.fits(b) or b.count > 1 else self.dead_letter_of(b, "")
+            for b in dead_letters
         ]
         return Sealed(fitting, shrunk)
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from agent.clock import Clock
 from agent.core.batch import Batch
+from agent.core.ledger import Chunk, Ledger
 from agent.sink import Outlet
 from agent.spool import Spool, Stored
 from agent.telemetry import Metrics, event
@@ -31,8 +32,8 @@ T = TypeVar("T")
 class DeadLetters:
     """Moves dead letters between their outlet and the spool.
 
-    Lifetime: ``run`` until cancelled. Every acknowledged batch of the outlet goes through
-    ``acked``.
+    Lifetime: ``run`` until cancelled; to stop in order, ``finish`` while it runs. Every
+    acknowledged batch of the outlet goes through ``acked``.
 
     Args:
         settle: Called for each batch once it is on disk.
@@ -55,62 +56,93 @@ class DeadLetters:
         self._settle = settle
         self._clock = clock
         self._metrics = metrics
-        self._moving: dict[Batch, Stored] = {}
+        # A row on its way is a chunk: however it is cut or replaced, what is made of it holds that.
+        self._moving: dict[Chunk, Stored] = {}
         self._arrived: list[Stored] = []
         self._moved_to = 0  # the last row that was given to the outlet
+        self._said = False  # that its topic will not have them, since it last would
+        self._finishing = False
+        self._looking = asyncio.Lock()
 
     def acked(self, batch: Batch) -> None:
         """Take an acknowledged batch: settle it, or take it off the disk."""
-        stored = self._moving.pop(batch, None)
-        if stored is None:
+        row = self._row_of(batch)
+        if row is None:
             self._settle(batch)
-        else:
-            self._arrived.append(stored)
+            return
+        batch.settle()
+        if not row.open_batches:
+            self._arrived.append(self._moving.pop(row))
 
-    def replaced(self, batch: Batch, by: Batch) -> None:
-        """Note that the topic refused ``batch`` and that ``by`` goes in its place."""
-        stored = self._moving.pop(batch, None)
-        if stored is not None:
-            self._moving[by] = stored
+    async def finish(self) -> None:
+        """Move nothing more, and wait until each one is acknowledged or on disk."""
+        self._finishing = True
+        while True:
+            await self._outlet.empty.wait()
+            async with self._looking:  # what was withdrawn may not be on disk yet
+                if self._outlet.empty.is_set():
+                    return
+
+    async def flush(self) -> None:
+        """Take off the disk what has arrived, or the next life would send it again."""
+        arrived, self._arrived = self._arrived, []
+        if arrived:
+            await self._in_executor(lambda: self._spool.drop(arrived))
 
     async def run(self) -> None:
         while True:
-            await self._look()
+            async with self._looking:
+                await self._look()
             self._metrics.dead_letters_stored.set(self._spool.records)
             self._metrics.dead_letters_stored_bytes.set(self._spool.bytes)
             await self._clock.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        if self._arrived:
-            arrived, self._arrived = self._arrived, []
-            await self._in_executor(lambda: self._spool.drop(arrived))
+        await self.flush()
         if self._outlet.problem is None:
+            self._said = False
             await self._move()
         elif self._spool.room():
             await self._put_by(self._outlet.withdraw())
 
     async def _put_by(self, batches: list[Batch]) -> None:
-        fresh = [batch for batch in batches if self._moving.pop(batch, None) is None]
-        self._moved_to = 0  # what was on its way is on disk still: begin again with the oldest
+        fresh = [batch for batch in batches if self._row_of(batch) is None]
+        if len(fresh) < len(batches):  # what was on its way is on disk still: begin again with that
+            self._moving.clear()
+            self._moved_to = 0
         if not fresh:
             return
         await self._in_executor(lambda: self._spool.put(fresh))
         for batch in fresh:
             self._settle(batch)
-        event(log, logging.WARNING, "dead_letters.put_by", reason=self._outlet.problem,
-              records=sum(b.count for b in fresh), stored_records=self._spool.records)  # fmt: skip
+        if not self._said:
+            self._said = True
+            event(log, logging.WARNING, "dead_letters.put_by", reason=self._outlet.problem,
+                  stored_records=self._spool.records)  # fmt: skip
 
     async def _move(self) -> None:
         free = MOVED_AT_ONCE - len(self._moving)
-        if not self._spool.records or free <= 0:
+        if self._finishing or not self._spool.records or free <= 0:
             return
         after = self._moved_to
         for stored in await self._in_executor(lambda: self._spool.oldest(after, free)):
-            self._moving[stored.batch] = stored
+            self._moving[_as_chunk(stored.batch)] = stored
             self._moved_to = stored.seq
             self._outlet.admit(stored.batch)
+
+    def _row_of(self, batch: Batch) -> Chunk | None:
+        return next((chunk for chunk in batch.chunks if chunk in self._moving), None)
 
     async def _in_executor(self, work: Callable[[], T]) -> T:
         return await asyncio.shield(
             asyncio.get_running_loop().run_in_executor(self._executor, work)
         )
+
+
+def _as_chunk(batch: Batch) -> Chunk:
+    """Return what counts down the batches that ``batch`` may be cut into."""
+    whole = Chunk(Ledger(0, b""), 0, 1, b"", batch.count)
+    whole.open_batches = 1
+    whole.ledger.reserve(whole)
+    batch.chunks = [whole]
+    return whole

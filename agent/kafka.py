@@ -192,6 +192,10 @@ def _record_requests(producer: AIOKafkaProducer) -> "weakref.WeakSet[asyncio.Tas
 
 async def _end(producer: AIOKafkaProducer, requests: "weakref.WeakSet[asyncio.Task[None]]") -> None:
     producer._closed = True  # noqa: SLF001 - or it warns that nobody called its endless stop()
+    syncing = producer.client._sync_task  # noqa: SLF001
+    if syncing is not None and syncing.done() and not syncing.cancelled():
+        syncing.exception()
+        producer.client._sync_task = None  # noqa: SLF001 - close() would raise what broke it
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_S):
             await producer.client.close()

@@ -57,7 +57,7 @@ class Spool:
         self._bytes_max = bytes_max
         try:
             self._connection = _connect(path)
-            self.records, self.bytes = _totals(self._connection)
+            self.records, self.bytes = _totals(self._connection)  # its pages are sound
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{path}: {error}") from error
 
@@ -140,7 +140,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         if isinstance(error, sqlite3.OperationalError):
             raise
         aside = path.with_name(path.name + ".damaged")
-        path.replace(aside)
+        for suffix in ("", "-wal"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.replace(aside.with_name(aside.name + suffix))
         event(log, logging.ERROR, "spool.damaged", path=str(path), put_aside=str(aside),
               detail=str(error))  # fmt: skip
         return _opened(path)
@@ -154,8 +157,16 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA journal_size_limit=4194304")
+        _check(connection)
         connection.execute(_SCHEMA)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Damage that is found later would end this life and each one to come."""
+    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)

@@ -2,21 +2,29 @@
 itself when it is there."""
 
 import asyncio
+import contextlib
+import itertools
 import os
 import signal
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
+from agent import config, pipeline
 from agent.database import MAJOR
 from agent.demo.broker import EmbeddedKafka
-from agent.demo.scene import Topics
+from agent.demo.scene import Topics, write_config
+from agent.intake import Intake
+from agent.spool import Spool
+from agent.store import Store
 from tests import conftest, real_kafka
 from tests.running import (
     NOWHERE,
@@ -407,3 +415,49 @@ def test_a_line_appended_to_an_idle_file_needs_no_scan(mock: Topics, tmp_path: P
         assert [event_id(n) for n in (1, 2, 3)] == sorted(
             record.key.decode() for record in records(mock, mock.events)
         )
+
+
+def test_a_stop_ends_though_hundreds_of_apps_write_on(mock: Topics, tmp_path: Path) -> None:
+    """Each line brings a hint. What is written after the stop's own scan is the next life's."""
+    stopped = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count():
+            append(agent.root / f"acme/{number % 400}.jsonl", [feedback(number)])
+            if stopped.is_set():
+                return
+
+    with Agent(tmp_path, mock) as agent, ThreadPoolExecutor(1) as writer:
+        try:
+            writer.submit(write)
+            agent.start()
+            agent.until_delivered(2000)
+            assert 0 == agent.stop()
+        finally:
+            stopped.set()
+        assert agent.took_s < 5
+        assert not agent.log_entries("drain.cut_short"), agent.tail()
+
+
+async def test_what_breaks_in_a_drain_does_not_end_with_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken invariant is the same bug whenever it shows."""
+
+    async def broken(self: Intake) -> None:
+        raise AssertionError("planted")
+
+    monkeypatch.setattr(Intake, "finish", broken)
+    (tmp_path / "root").mkdir()
+    write_config(tmp_path / "config.yaml", tmp_path / "root", tmp_path / "state", NOWHERE)
+    loaded = config.load(tmp_path / "config.yaml", {})
+    with (
+        contextlib.closing(Store.open(loaded.agent.state_dir, loaded.node)) as store,
+        contextlib.closing(Spool(tmp_path / "spool.db", 1 << 20)) as spool,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        threads = pipeline._Threads(thread, thread, thread)
+        running = pipeline._Pipeline(loaded, store, spool, threads)
+        running._events.described.set()
+        with pytest.raises(AssertionError, match="planted"):
+            await running._drain()

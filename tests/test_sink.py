@@ -24,7 +24,7 @@ from agent.core.policy import BreakerPolicy, RetryPolicy
 from agent.demo.broker import EmbeddedKafka
 from agent.errors import RecordRefused, SinkUnavailable
 from agent.kafka import REASONS, KafkaSink
-from agent.sink import Outlet, Sink
+from agent.sink import UNANSWERED, Outlet, Sink
 from agent.telemetry import SEND_FAILURES, Metrics
 from agent.wire import Headers, codec
 from tests import real_kafka
@@ -315,7 +315,27 @@ async def test_close_is_bounded_while_a_cancelled_send_is_out(embedded: Embedded
 
 
 def test_every_reason_of_a_sink_has_its_counter() -> None:
-    assert {*REASONS, "topic_changed"} == set(SEND_FAILURES)
+    assert {*REASONS, "topic_changed", UNANSWERED} == set(SEND_FAILURES)
+
+
+async def test_close_raises_nothing_though_the_client_broke(
+    embedded_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What broke inside one producer must end that producer, not the agent."""
+    sink = await embedded_place.connect()
+    assert isinstance(sink, KafkaSink)
+
+    async def broken(*_: object) -> bool:
+        raise RuntimeError("planted")
+
+    client = sink._producer.client
+    monkeypatch.setattr(client, "_metadata_update", broken)
+    client.force_metadata_update()
+    await turns()
+    assert client._sync_task.done()
+
+    await sink.close()
+    assert not [c for c in client._conns.values() if c.connected()]
 
 
 # ---- the outlet

@@ -126,6 +126,23 @@ def test_a_file_that_is_no_database_is_put_aside(path: Path) -> None:
     spool.close()
 
 
+@pytest.mark.parametrize("page", range(1, 7))
+def test_a_damaged_page_does_not_stop_every_start_to_come(path: Path, page: int) -> None:
+    """Restarting would not mend it. What was on disk is kept aside for whoever can."""
+    spool = Spool(path, MIB)
+    spool.put([batch_of(os.urandom(6000)) for _ in range(20)])
+    spool.close()
+    with path.open("r+b") as file:
+        file.seek(4096 * page)
+        file.write(b"\xff" * 64)
+
+    spool = Spool(path, MIB)
+    found = spool.oldest(0, 100)  # without an error
+    assert path.with_name("spool.db.damaged").exists() or found
+    spool.put([batch_of(b"a")])
+    spool.close()
+
+
 def test_a_directory_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 

@@ -8,12 +8,18 @@ import pytest
 from aiokafka.record import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from agent import wire
-from agent.core.batch import Batch
+from agent.builders import Builders
+from agent.chunk import Chunker, ChunkPolicy
+from agent.core.batch import Batch, Pace
 from agent.core.ledger import Ledger
+from agent.core.policy import BatchPolicy, SchemaPolicy
+from agent.core.record import RecordPolicy
+from agent.telemetry import Metrics
 from agent.wire import Builder, Codec, Record, codec
-from tests.fakes import chunks_of
+from tests.fakes import WALL_S, FakeClock, FakeTopic, chunks_of
 
 GZIP, PLAIN = codec("gzip", None), codec("none", None)
 CODECS = st.sampled_from([GZIP, PLAIN, codec("gzip", 0), codec("gzip", 9)])
@@ -244,3 +250,54 @@ def test_a_chunk_is_counted_once_a_batch() -> None:
 
     assert (2, 1) == (first.open_batches, second.open_batches)
     assert [first, second] == builder.chunks
+
+
+def test_a_refused_records_dead_letter_is_of_now() -> None:
+    """Its own time may be what was refused, and the dead letters' topic would refuse it too."""
+    events, dead_letters = (
+        Builders(lambda: None, PLAIN, Pace(BatchPolicy()), bytes_max=1 << 20, partitioner="crc32")
+        for _ in range(2)
+    )
+    policy = ChunkPolicy(
+        node="n",
+        schema=SchemaPolicy(),
+        record=RecordPolicy(version="1", hostname="n"),
+        line_bytes_max=4096,
+        event_time=True,
+    )
+    chunker = Chunker(
+        policy, events, dead_letters, clock=FakeClock(), metrics=Metrics(CollectorRegistry())
+    )
+    refused = sealed([Record(1, b"key", b"{}", [("source", b"s")])])
+    for _ in range(2):  # as an event, and as the dead letter it is then
+        refused = chunker.dead_letter_of(refused, "refused_invalid")
+        assert [int(WALL_S * 1000)] == [r.timestamp_ms for r in wire.records(refused)]
+
+
+def test_a_topic_whose_limit_shrank_gets_what_was_open_to_halve() -> None:
+    """Several records are for Kafka to refuse and the outlet to cut; only a single one is cut
+    down here."""
+    topics: list[FakeTopic | None] = [None]  # the dead letters' topic; not described yet
+    pace = Pace(BatchPolicy())
+    events, dead_letters = (
+        Builders(lambda: topics[0], PLAIN, pace, bytes_max=1 << 20, partitioner="crc32")
+        for _ in range(2)
+    )
+    policy = ChunkPolicy(
+        node="n",
+        schema=SchemaPolicy(),
+        record=RecordPolicy(version="1", hostname="n"),
+        line_bytes_max=4096,
+        event_time=False,
+    )
+    chunker = Chunker(
+        policy, events, dead_letters, clock=FakeClock(), metrics=Metrics(CollectorRegistry())
+    )
+    (chunk,) = chunks_of(Ledger(0, b""), 10)
+    for value in (b"a" * 300, b"b" * 300):
+        dead_letters.add(chunk, 0, (b"key", value, [("reason", b"schema")]), 0.0)
+    topics[0] = FakeTopic(partitions=1, message_bytes_max=500)
+
+    sealed_now = chunker.seal_all()
+
+    assert [2] == [batch.count for batch in sealed_now.dead_letters]

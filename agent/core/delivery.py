@@ -107,6 +107,7 @@ class Delivery:
         self._retire_s = retire_s
         self._clock = clock
         self._jitter = jitter
+        self._partitions: int | None = None  # of the topic, as last seen
         self._lanes: dict[int, _Lane] = {}
         self._pending: dict[Batch, float] = {}  # given to the living producer -> when
         self._refused: dict[Batch, str] = {}  # to be isolated once that producer is closed
@@ -118,6 +119,8 @@ class Delivery:
 
     def admit(self, batch: Batch) -> list[Action]:
         """Take responsibility for ``batch``; it will be settled or refused exactly once."""
+        if self._partitions is not None:  # it may have been sealed, or put by, for more
+            batch.partition %= self._partitions
         lane = self._lanes.setdefault(batch.partition, _Lane())
         lane.queue.append(batch)
         return self._send(lane)
@@ -132,6 +135,7 @@ class Delivery:
     def connected(self, partitions: int) -> list[Action]:
         """Note a living producer and how many partitions the topic has now."""
         assert self.phase is Phase.CONNECTING, self.phase
+        self._partitions = partitions
         self._fit(partitions)
         self.phase, self.due_s = Phase.LIVE, None
         return [action for lane in self._lanes.values() for action in self._send(lane)]

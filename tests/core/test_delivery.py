@@ -603,3 +603,12 @@ def test_an_answer_to_what_was_never_sent_is_a_bug() -> None:
 
     with pytest.raises(KeyError):
         delivery.acked(waiting)
+
+
+def test_a_batch_sealed_for_a_partition_that_is_gone_takes_the_place_it_has_now() -> None:
+    """Sealed, or put by, before the topic was made again with fewer."""
+    delivery = live(partitions=4)
+    (action,) = delivery.admit(batch := batch_of(b"a", partition=7))
+
+    assert Send(batch) == action
+    assert 3 == batch.partition
