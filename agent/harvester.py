@@ -65,7 +65,7 @@ class Harvester:
 
     __slots__ = (
         "_base",
-        "_prefix",
+        "_head",
         "cursor",
         "file",
         "gone_at",
@@ -81,15 +81,14 @@ class Harvester:
         self.gone_at = base.gone_at
         start, end = anchor_range(base.watermark)
         tail = file.pread(end - start, start)
-        if len(tail) < end - start or digest(tail) != base.anchor.digest:
+        self._head = file.pread(fingerprint_range(base.watermark).end, 0)
+        proof = base.fingerprint, base.anchor.digest
+        if len(tail) < end - start or (digest(self._head), digest(tail)) != proof:
             # Cut short between the probe and now. An impossible tail makes the first read say so.
             tail = b"\0" * (end - start)
         self.cursor = Cursor(base.watermark, tail, line_bytes_max)
         self.ledger = Ledger(base.watermark, tail)
         self._base = base
-        self._prefix = b""
-        if 0 < base.watermark < FINGERPRINT_BYTES:
-            self._prefix = file.pread(base.watermark, 0)
 
     @property
     def base(self) -> Checkpoint:
@@ -99,18 +98,20 @@ class Harvester:
     def read(self) -> Piece | Truncated | None:
         """Read once; None when no line is complete. ``more`` then says whether to read on.
 
-        Starts with the bytes before the position: no stat tells truncation apart from growth.
+        Starts with the bytes before the position: no stat tells truncation apart from growth. Lines
+        may end alike, so the first bytes of the file must be what they were as well.
         """
         cursor = self.cursor
+        stands = self.file.pread(len(self._head), 0) == self._head
         tail = cursor.tail
         wanted = len(tail) + cursor.want
         got = self.file.pread(wanted, cursor.at - len(tail))
         self.more = len(got) == wanted
-        if not got.startswith(tail):
+        if not (stands and got.startswith(tail)):
             return Truncated(cursor.start)
         piece = cursor.feed(got)
-        if piece is not None and len(self._prefix) < FINGERPRINT_BYTES > piece.start:
-            self._prefix = self.file.pread(min(FINGERPRINT_BYTES, piece.end), 0)
+        if piece is not None and len(self._head) < FINGERPRINT_BYTES > piece.start:
+            self._head = self.file.pread(min(FINGERPRINT_BYTES, piece.end), 0)
         return piece
 
     def chunk(self, piece: Piece) -> Chunk:
@@ -125,10 +126,21 @@ class Harvester:
     def checkpoint(self) -> Checkpoint:
         """Return how far this generation is settled, and the proof of it. From either thread."""
         base, (watermark, tail) = self._base, self.ledger.mark
-        if watermark > base.watermark:
-            fingerprint = base.fingerprint
-            if base.watermark < FINGERPRINT_BYTES:
-                fingerprint = digest(self._prefix[: min(FINGERPRINT_BYTES, watermark)])
-            base = advance(base, Anchor(watermark, digest(tail)), fingerprint)
+        base = self._advanced(base, watermark, tail)
         self._base = replace(base, path=self.path, gone_at=self.gone_at)
         return self._base
+
+    def reached(self) -> Checkpoint:
+        """Return what ``checkpoint`` will be once all that was read is settled."""
+        settled, cursor = self.checkpoint(), self.cursor
+        if cursor.at > cursor.start:  # within an oversize line: the tail is not of the position
+            return settled
+        return self._advanced(settled, cursor.start, cursor.tail)
+
+    def _advanced(self, base: Checkpoint, offset: int, tail: bytes) -> Checkpoint:
+        if offset <= base.watermark:
+            return base
+        fingerprint = base.fingerprint
+        if base.watermark < FINGERPRINT_BYTES:
+            fingerprint = digest(self._head[: fingerprint_range(offset).end])
+        return advance(base, Anchor(offset, digest(tail)), fingerprint)

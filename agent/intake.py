@@ -6,14 +6,14 @@ the sealed batches off while the worker is already in the next.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Executor
 from typing import NamedTuple, TypeVar
 
 from agent.checkpoints import Checkpointer
 from agent.chunk import Chunker, Sealed
 from agent.clock import wait_any, wait_event
-from agent.core.discovery import Scan
+from agent.core.discovery import FileKey, Scan
 from agent.core.ledger import Chunk
 from agent.core.quota import InFlight
 from agent.harvester import Harvester, Truncated
@@ -64,10 +64,8 @@ class Worker:
                 sources.again(followed)
         sealed = chunker.seal_due()
         changes = sources.registry.take()
-        if sources.idle:
-            wait_s = chunker.due_in_s(IDLE_S)
-        else:
-            wait_s = ROOM_S if sources.waiting else 0.0
+        blocked_s = ROOM_S if sources.waiting else 0.0
+        wait_s = chunker.due_in_s(IDLE_S) if sources.idle else blocked_s
         return Turn(harvester, chunk, sealed, changes, wait_s)
 
 
@@ -109,6 +107,11 @@ class Intake:
             return
         self._worker.sources.hint(path)
         self._hinted.set()
+
+    @property
+    def known(self) -> Container[FileKey]:
+        """Return the files that do not count against ``source.files_max`` any more."""
+        return self._worker.sources.known
 
     async def take_in(self, scan: Scan) -> None:
         """Hand a scan to the worker; the files it found are read from the next turn on."""

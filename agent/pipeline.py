@@ -20,30 +20,26 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry
 
 from agent import __version__
-from agent.admin import Admin, Health
+from agent.admin import Admin
 from agent.assembly import Parts
 from agent.checkpoints import Checkpointer
 from agent.clock import Clock, SystemClock, wait_event
 from agent.config import Config
 from agent.core.batch import Batch
-from agent.core.discovery import Scan
 from agent.core.quota import InFlight
 from agent.dead_letters import DeadLetters
 from agent.intake import Intake, Worker
+from agent.report import Report
+from agent.rounds import Rounds
 from agent.sink import Outlet
 from agent.spool import Spool
 from agent.store import Store
 from agent.telemetry import Metrics, event
-from agent.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
 DRAIN_STALL_S = 8.0
 """A stop gives up when nothing was acknowledged for so long: Kafka is away, and waiting is vain."""
-SCAN_GAP_S = 0.05
-"""Between two scans that hints asked for, so that a storm of new files costs one scan."""
-SCAN_BLIND_S = 0.5
-"""Between two scans where the kernel gives no hints."""
 SWITCH_S = 0.0005
 """The interpreter's switch interval; its default of 5 ms is what the loop waits for the worker."""
 
@@ -84,7 +80,6 @@ class _Pipeline:
         threads: _Threads,
     ) -> None:
         self._config = config
-        self._scans = threads.scans
         self._clock: Clock = SystemClock()
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
@@ -118,15 +113,17 @@ class _Pipeline:
             checkpointer=self._checkpointer,
             in_flight=self._in_flight,
         )
-        self._scanner = self._parts.scanner()
-        self._rescan = asyncio.Event()
-        self._watcher = Watcher(
-            config.source.root, on_data=self._intake.hint, on_change=self._rescan.set
+        self._rounds = Rounds(
+            config.source.root,
+            self._parts.scanner(),
+            self._intake,
+            threads.scans,
+            interval_s=config.source.scan_s,
+            clock=self._clock,
         )
         self._stop = asyncio.Event()
         self._acked = 0  # batches, to see whether a drain still gets anywhere
         self._abandoned = False
-        self._root_problem: str | None = "not scanned yet"
 
     # ---- the life of one run
 
@@ -147,7 +144,7 @@ class _Pipeline:
             if not self._abandoned:
                 raise
         finally:
-            self._watcher.close()
+            self._rounds.close()
             await asyncio.gather(self._events.close(), self._dead_letters.close(), admin.close())
         event(log, logging.INFO, "agent.stopped", unsettled_events=self._in_flight.events)
         return 0
@@ -161,7 +158,7 @@ class _Pipeline:
         """Read until the first signal."""
         await wait_event(self._stop, random.uniform(0, self._config.agent.start_jitter_s))  # noqa: S311
         async with asyncio.TaskGroup() as tasks:
-            aside = [tasks.create_task(w) for w in (self._scan_for_ever(), self._say_if_absent())]
+            aside = [tasks.create_task(w) for w in (self._rounds.run(), self._say_if_absent())]
             reading = tasks.create_task(self._intake.run())
             await self._stop.wait()
             self._intake.stop()  # never cancelled: its last turn must be taken over
@@ -174,32 +171,6 @@ class _Pipeline:
         if not await wait_event(self._events.described, start_s):
             event(log, logging.WARNING, "kafka.absent_at_start", waited_s=start_s,
                   effect="nothing is read until Kafka has answered once")  # fmt: skip
-
-    async def _scan_for_ever(self) -> None:
-        """Take in one scan after the other: on a hint at once, without one each ``scan_s``."""
-        while True:
-            self._rescan.clear()
-            self._watcher.start(asyncio.get_running_loop())
-            scan = await self._scan()
-            for directory in scan.directories:
-                self._watcher.watch_directory(directory)
-            await self._clock.sleep(SCAN_GAP_S)
-            interval_s = self._config.source.scan_s
-            if self._watcher.problem is not None:
-                interval_s = min(interval_s, SCAN_BLIND_S)
-            await wait_event(self._rescan, interval_s)
-
-    async def _scan(self) -> Scan:
-        loop = asyncio.get_running_loop()
-        known = self._worker.sources.known
-        scan = await loop.run_in_executor(self._scans, self._scanner.scan, known)
-        await self._intake.take_in(scan)
-        if scan.root_problem != self._root_problem:
-            self._root_problem = scan.root_problem
-            level = logging.INFO if scan.root_problem is None else logging.WARNING
-            event(log, level, "root.scanned", root=str(self._config.source.root),
-                  problem=scan.root_problem, files=len(scan.files))  # fmt: skip
-        return scan
 
     async def _drain(self) -> None:
         """Finish what can be finished, as long as Kafka still acknowledges something."""
@@ -226,7 +197,7 @@ class _Pipeline:
     async def _finish(self) -> None:
         if self._events.topic is None and self._events.delivery.reason is None:
             await self._events.described.wait()  # stopped while still connecting
-        await self._scan()
+        await self._rounds.scan()
         await self._intake.finish()
         await self._events.empty.wait()
         await self._put_by.finish()
@@ -291,40 +262,15 @@ class _Pipeline:
             refused=partial(self._refused, name),
         )
 
-    # ---- what the outside may ask
-
     def _admin(self) -> Admin:
+        outlets = self._events, self._dead_letters
+        files = self._worker.sources.open_files
+        report = Report(self._config.node, outlets, self._rounds, self._in_flight, files)
         return Admin(
             self._config.http.host,
             self._config.http.port,
             registry=self._registry,
-            health=lambda: Health(True),
-            ready=self._ready,
-            status=self._status,
+            health=report.health,
+            ready=report.ready,
+            status=report.status,
         )
-
-    def _ready(self) -> Health:
-        problems = {
-            "events": self._events.problem,
-            "dead_letters": self._dead_letters.problem,
-            "root": self._root_problem,
-        }
-        reasons = tuple(f"{where}: {why}" for where, why in problems.items() if why is not None)
-        return Health(not reasons, reasons)
-
-    def _status(self) -> dict[str, object]:
-        return {
-            "version": __version__,
-            "node": self._config.node,
-            "stopping": self._stop.is_set(),
-            "root": {"path": str(self._config.source.root), "problem": self._root_problem},
-            "watcher": self._watcher.problem,
-            "in_flight": {"events": self._in_flight.events, "bytes": self._in_flight.bytes},
-            "sinks": {o.name: o.status() for o in (self._events, self._dead_letters)},
-            "files": [
-                {"path": f.checkpoint.path, "client": f.checkpoint.client,
-                 "source": f.checkpoint.source_id, "generation": f.checkpoint.generation,
-                 "watermark": f.checkpoint.watermark, "size": f.seen.size if f.seen else None}
-                for f in self._worker.sources.open_files()
-            ],
-        }  # fmt: skip

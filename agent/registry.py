@@ -106,7 +106,7 @@ class Registry:
         for row in sorted(checkpoints, key=lambda c: c.generation):
             known = self._by_birth.get(row.birth)
             if known is not None:
-                self._superseded.append(known.checkpoint)
+                self._superseded.append(self._ended(known.checkpoint))
             self._by_birth[row.birth] = Followed(row.birth, row)
 
     @property
@@ -146,6 +146,8 @@ class Registry:
             if base is None:
                 return None
             followed = self._by_birth[file.birth] = Followed(file.birth, base)
+            if base.gone_at is None:  # the same scan may have met a copy: it comes later, and waits
+                self._index.add(starting_at(file.size(), file, base))
             return followed, base
         before = followed.checkpoint
         change = compare(before, examine(before, before.birth, file.size(), file.pread))
@@ -195,6 +197,14 @@ class Registry:
             if f.seen is None and f.harvester is None and f.checkpoint.gone_at is None
         ]
 
+    def _ended(self, row: Checkpoint) -> Checkpoint:
+        """Return an older generation as a tombstone: a crash may have come before that was noted,
+        and the copy of what is never gone would be read from its beginning."""
+        if row.gone_at is None:
+            row = replace(row, gone_at=self._clock.wall())
+            self.rows.append(row)
+        return row
+
     def _judge(self, file: Descriptor, seen: Seen) -> Checkpoint | None:
         """Decide about a file that nobody knows; it may be the copy a copy-truncate leaves."""
         now_s, size = self._clock.monotonic(), file.size()
@@ -227,7 +237,9 @@ class Registry:
     def _candidate(self, before: Checkpoint, file: Descriptor, size: int) -> Candidate:
         original = self._by_birth.get(before.birth)
         original_size = None
-        if original is not None and original.harvester is not None:
+        if original is not None and _succeeds(original.checkpoint, before):
+            original_size = 0  # whatever it holds by now is not this generation's
+        elif original is not None and original.harvester is not None:
             original_size = original.harvester.file.size()
         elif original is not None and original.seen is not None:
             original_size = original.seen.size
@@ -239,15 +251,19 @@ class Registry:
         """Return what unknown files may be copies of.
 
         What is still in flight counts as not gone, so that its copy waits until it is settled:
-        two readers of one generation would have two watermarks.
+        two readers of one generation would have two watermarks. It is known by all that was read
+        too, for there may be nothing settled yet.
         """
         index = Index(self._superseded)
-        for harvester in self._ending:
-            index.add(replace(harvester.checkpoint(), gone_at=None))
+        busy = list(self._ending)
         for followed in self._by_birth.values():
-            row = followed.latest()
-            busy = followed.harvester and followed.harvester.ledger.in_flight_bytes
-            index.add(replace(row, gone_at=None) if busy else row)
+            if followed.harvester is not None and followed.harvester.ledger.in_flight_bytes:
+                busy.append(followed.harvester)
+            else:
+                index.add(followed.latest())
+        for harvester in busy:
+            index.add(replace(harvester.checkpoint(), gone_at=None))
+            index.add(replace(harvester.reached(), gone_at=None))
         return index
 
     def _forget(self) -> None:
@@ -266,6 +282,11 @@ class Registry:
         gone += [row for row in self._superseded if _expired(row, before)]
         self._superseded = [row for row in self._superseded if not _expired(row, before)]
         self.forgotten += [row for row in gone if (row.source_id, row.generation) not in in_use]
+
+
+def _succeeds(row: Checkpoint, before: Checkpoint) -> bool:
+    """Return whether ``row``, of the same file, is another life than ``before``."""
+    return (row.source_id, row.generation) != (before.source_id, before.generation)
 
 
 def _expired(row: Checkpoint, before: float) -> bool:

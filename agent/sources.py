@@ -47,6 +47,7 @@ class Sources:
         self._line_bytes_max = line_bytes_max
         self._descriptors_max = descriptors_max
         self._start_at_end = start_at_end
+        self._scanned = False
         self._metrics = metrics
         self._by_key: dict[FileKey, Followed] = {}
         self._by_path: dict[str, Followed] = {}
@@ -67,13 +68,15 @@ class Sources:
         todo = plan(before, scan)
         for gone in todo.gone:
             self._lose(self._by_key.pop(gone.key))
-        if not (self._openings or scan.root_problem or scan.unreadable or scan.over_limit):
+        whole = not (scan.root_problem or scan.unreadable or scan.over_limit)
+        if self._scanned and whole and not self._openings:  # all that a scan met was opened
             for followed in self.registry.never_met():
                 self.registry.lose(followed)
         for followed in [f for f in self._open if f.seen is None and self._drained(f)]:
             self._close(followed)
         self._ready.update(dict.fromkeys(f for f in self._failing if f.harvester is not None))
         self._failing.clear()
+        self._scanned = True
         self._openings = deque(todo.open)
         new = {found.seen.key for found in todo.open if found.why == "new"}
         if self._start_at_end and self.registry.empty:

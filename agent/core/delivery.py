@@ -5,6 +5,7 @@ One machine a sink; ``agent.sink`` carries the actions out and reports what came
     DOWN        --due, breaker allows: Connect-->    CONNECTING
     CONNECTING  --connected: Send-->  LIVE           --connect_failed-->  DOWN, later
     LIVE        --failed or refused-->  RETIRING     --acked: Send-->  LIVE
+    LIVE        --unanswered for STALE_S: Close-->  CLOSING
     RETIRING    --nothing pending, or overdue: Close-->  CLOSING  --closed-->  DOWN
 
 Why a failure ends the whole producer: aiokafka gives a sequence number to a batch when it
@@ -28,6 +29,10 @@ from agent.core.policy import RetryPolicy
 WINDOW = 2
 """Batches out per partition: one on the wire, one waiting to take its place."""
 
+
+STALE_S = 120.0
+"""Without an answer for so long a producer is given up: aiokafka never asks the configured
+addresses again (#459), and the brokers may be back under others."""
 
 ISOLATIONS_MAX = 16
 """Producers in a row that may end over a refused record without a wait: enough to find the one
@@ -185,8 +190,11 @@ class Delivery:
         return []
 
     def tick(self) -> list[Action]:
-        """Do what has become due. Call it at ``due_s``; earlier or later does no harm."""
+        """Do what has become due. Call it at ``due_s``, and now and then; it does no harm."""
         now = self._clock()
+        if self.phase is Phase.LIVE and self.oldest_pending_s() > STALE_S:
+            self.reason = "unanswered"
+            return self._close()
         if self.due_s is None or now < self.due_s:
             return []
         if self.phase is Phase.RETIRING:

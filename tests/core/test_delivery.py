@@ -12,7 +12,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent import wire
 from agent.core.batch import Batch
 from agent.core.breaker import Breaker, State
-from agent.core.delivery import WINDOW, Action, Close, Connect, Delivery, Phase, Refuse, Send
+from agent.core.delivery import (
+    STALE_S,
+    WINDOW,
+    Action,
+    Close,
+    Connect,
+    Delivery,
+    Phase,
+    Refuse,
+    Send,
+)
 from agent.core.ledger import Chunk, Ledger
 from agent.core.policy import BreakerPolicy, RetryPolicy
 from tests.fakes import PLAIN, FakeClock, batch_of, chunks_of
@@ -389,6 +399,25 @@ def test_an_overdue_retirement_closes_hard() -> None:
     clock.advance(1.0)
     delivery.tick()
     assert [Send(failing), Send(stuck)] == delivery.connected(4)
+
+
+def test_a_producer_that_nobody_answers_is_given_up_in_the_end() -> None:
+    """With every broker away nothing ever fails, and aiokafka asks no address but those it knew."""
+    clock = FakeClock()
+    delivery = live(clock)
+    batch = batch_of(b"a")
+    delivery.admit(batch)
+
+    clock.advance(STALE_S)
+    assert [] == delivery.tick()
+    clock.advance(0.1)
+    assert [Close()] == delivery.tick()
+
+    delivery.closed()
+    assert "unanswered" == delivery.reason
+    clock.advance(1.0)
+    assert [Connect()] == delivery.tick()
+    assert [Send(batch)] == delivery.connected(4)
 
 
 def test_a_second_failure_does_not_stretch_the_retirement() -> None:

@@ -1,0 +1,257 @@
+"""Which file is whose, over real files: copies, restarts, and generations that end."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from agent.clock import SystemClock
+from agent.core.continuation import WAIT_S
+from agent.core.identity import Checkpoint
+from agent.core.ledger import Chunk
+from agent.harvester import Truncated
+from agent.opener import Opened, open_beneath
+from agent.registry import Registry
+from agent.scanner import Scanner
+from agent.sources import Sources
+from agent.telemetry import Metrics
+from tests.fakes import FakeClock
+
+TURNS_MAX = 100
+FILE, COPY = "acme/a.jsonl", "acme/a.jsonl.1"
+Rows = dict[tuple[str, int], Checkpoint]
+
+
+class BirthsClock(FakeClock):
+    """Tells the wall clock's time, for births of real files are compared with it."""
+
+    def wall(self) -> float:
+        return SystemClock().wall()
+
+
+class Read(NamedTuple):
+    path: str
+    generation: int
+    start: int
+    end: int
+
+
+class Life:
+    """The reading side of one life, without Kafka: what is read is settled by ``settle``."""
+
+    def __init__(self, root: Path, clock: FakeClock, rows: Rows) -> None:
+        self._root_fd = os.open(root, os.O_RDONLY)
+        self._scanner = Scanner(root, ["*.jsonl*"])
+        self._rows = rows
+        self._pending: list[Chunk] = []
+        metrics = Metrics(CollectorRegistry())
+        self.registry = Registry(
+            rows.values(), line_bytes_max=4096, forget_after_s=1e9, clock=clock, metrics=metrics
+        )
+        self.sources = Sources(
+            self._open,
+            self.registry,
+            line_bytes_max=4096,
+            descriptors_max=8,
+            start_at_end=False,
+            metrics=metrics,
+        )
+
+    def _open(self, path: str) -> Opened:
+        return open_beneath(self._root_fd, path)
+
+    def close(self) -> None:
+        for followed in self.sources.open_files():
+            assert followed.harvester is not None
+            followed.harvester.file.close()
+        os.close(self._root_fd)
+
+    def scan(self) -> list[Read]:
+        self.sources.apply(self._scanner.scan())
+        return self.read()
+
+    def read(self) -> list[Read]:
+        """Read all there is, and store what has to be stored."""
+        found = []
+        for _ in range(TURNS_MAX):
+            followed = self.sources.next()
+            if followed is None:
+                break
+            assert followed.harvester is not None
+            piece = followed.harvester.read()
+            if isinstance(piece, Truncated):
+                self.sources.truncated(followed)
+            elif piece is not None:
+                chunk = followed.harvester.chunk(piece)
+                chunk.open_batches = 1
+                chunk.ledger.reserve(chunk)
+                self._pending.append(chunk)
+                base = followed.harvester.base
+                found.append(Read(base.path, base.generation, piece.start, piece.end))
+        for row in self.registry.take().rows:
+            self._rows[row.source_id, row.generation] = row
+        return found
+
+    def settle(self) -> None:
+        for chunk in self._pending:
+            chunk.ledger.settle(chunk)
+        self._pending.clear()
+        for followed in self.sources.open_files():
+            row = followed.latest()
+            self._rows[row.source_id, row.generation] = row
+
+
+class World:
+    """A root, a clock, and the rows that outlive the lives."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.clock = root, BirthsClock()
+        self.rows: Rows = {}
+        self.file, self.copy = root / FILE, root / COPY
+        self.file.parent.mkdir()
+        self._life: Life | None = None
+
+    def restart(self) -> Life:
+        """End one life as a crash does, and begin the next."""
+        self.close()
+        self._life = Life(self.root, self.clock, self.rows)
+        return self._life
+
+    def close(self) -> None:
+        if self._life is not None:
+            self._life.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with closing(World(tmp_path)) as made:
+        yield made
+
+
+def lines(first: int, count: int, filler: int = 50) -> bytes:
+    """Return lines of one length; their last ``filler`` bytes are the same."""
+    return b"".join(
+        b'{"n":%06d,"x":"%b"}\n' % (n, b"y" * filler) for n in range(first, first + count)
+    )
+
+
+def append(path: Path, text: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(text)
+
+
+def cut(path: Path, text: bytes) -> None:
+    os.truncate(path, 0)
+    append(path, text)
+
+
+def sizes(*reads: Read) -> int:
+    return sum(read.end - read.start for read in reads)
+
+
+def test_the_first_scan_of_a_life_calls_nothing_gone(world: World) -> None:
+    """What the store knows is still to be opened: a copy of it waits, as beside any original."""
+    append(world.file, lines(0, 100))
+    life = world.restart()
+    life.scan()
+    life.settle()
+    append(world.file, lines(100, 5))
+    shutil.copyfile(world.file, world.copy)
+    reads = world.restart().scan()
+
+    assert {FILE} == {read.path for read in reads}
+    assert {None} == {row.gone_at for row in world.rows.values()}
+
+
+def test_what_two_scans_do_not_meet_is_gone(world: World) -> None:
+    append(world.file, lines(0, 100))
+    life = world.restart()
+    life.scan()
+    life.settle()
+    world.file.unlink()
+    life = world.restart()
+    life.scan()
+    assert {None} == {row.gone_at for row in world.rows.values()}
+    life.scan()
+
+    assert None not in {row.gone_at for row in world.rows.values()}
+
+
+def test_a_generation_whose_end_a_crash_left_unsaid_is_a_tombstone(world: World) -> None:
+    """Else its copy would wait for the truncation that is long past, and be read in full."""
+    append(world.file, lines(0, 100))
+    life = world.restart()
+    life.scan()
+    life.settle()
+    append(world.file, tail := lines(100, 5))
+    shutil.copyfile(world.file, world.copy)
+    cut(world.file, lines(200, 110))
+    life.sources.hint(FILE)
+    life.read()  # and no scan
+    life = world.restart()
+    reads = [*life.scan(), *life.scan()]
+
+    assert {FILE, COPY} == {read.path for read in reads}
+    assert len(tail) == sizes(*(read for read in reads if read.path == COPY))
+    assert [0, 1] == sorted(generation for _, generation in world.rows)
+    assert sum(row.gone_at is not None for row in world.rows.values()) == 1
+
+
+@pytest.mark.parametrize("settled", [0, 20], ids=["nothing_settled", "some_settled"])
+@pytest.mark.parametrize("regrown", [1, 40], ids=["short", "regrown"])
+def test_a_copy_waits_while_its_lines_are_in_flight(
+    world: World, settled: int, regrown: int
+) -> None:
+    """However far the original has grown since it was cut, and however little was settled."""
+    life = world.restart()
+    if settled:
+        append(world.file, lines(0, settled))
+        life.scan()
+        life.settle()
+    append(world.file, lines(settled, 100))
+    life.scan()
+    append(world.file, tail := lines(settled + 100, 5))
+    shutil.copyfile(world.file, world.copy)
+    cut(world.file, lines(900, regrown))
+    reads = []
+    for _ in range(10):
+        reads += life.scan()
+        world.clock.advance(WAIT_S / 20)
+
+    assert {FILE} == {read.path for read in reads}
+
+    life.settle()
+    reads = [*life.scan(), *life.scan()]
+    assert len(tail) == sizes(*reads)
+
+
+def test_a_copy_met_in_the_same_scan_as_its_original_waits(world: World) -> None:
+    """Nothing of the original was read when the copy is judged."""
+    append(world.file, lines(0, 100))
+    os.utime(world.file, (1e9, 1e9))
+    shutil.copyfile(world.file, world.copy)
+    life = world.restart()
+    reads = life.scan()
+    cut(world.file, lines(900, 110))
+    reads += life.scan()
+    life.settle()
+    reads += [*life.scan(), *life.scan()]
+
+    assert {FILE} == {read.path for read in reads}
+    assert len(lines(0, 210)) == sizes(*reads)
+
+
+def test_lines_that_end_alike_do_not_hide_a_truncation(world: World) -> None:
+    """The bytes before the position are the same as before; the first bytes of the file are not."""
+    append(world.file, lines(0, 100, filler=70))
+    life = world.restart()
+    life.scan()
+    cut(world.file, lines(500, 150, filler=70))
+    life.sources.hint(FILE)
+
+    assert [Read(FILE, 1, 0, world.file.stat().st_size)] == life.read()
