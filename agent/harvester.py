@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from agent.core.discovery import Seen
 from agent.core.identity import (
     FINGERPRINT_BYTES,
     Anchor,
@@ -144,3 +145,21 @@ class Harvester:
         if base.watermark < FINGERPRINT_BYTES:
             fingerprint = digest(self._head[: fingerprint_range(offset).end])
         return advance(base, Anchor(offset, digest(tail)), fingerprint)
+
+
+class Followed:
+    """A file we know: as last seen, as last settled, and its reader while it is open."""
+
+    __slots__ = ("birth", "checkpoint", "harvester", "seen")
+
+    def __init__(self, birth: Birth, checkpoint: Checkpoint) -> None:
+        self.birth = birth  # of this very file; a copy's checkpoint carries its original's
+        self.checkpoint = checkpoint
+        self.seen: Seen | None = None  # None: not met yet, or gone
+        self.harvester: Harvester | None = None
+
+    def latest(self) -> Checkpoint:
+        """Return how far it is settled by now."""
+        if self.harvester is not None:
+            self.checkpoint = self.harvester.checkpoint()
+        return self.checkpoint

@@ -12,40 +12,15 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from agent.clock import Clock
-from agent.core.continuation import Candidate, Continuation, Index, Sighting, continues
+from agent.core.continuation import Index
 from agent.core.discovery import FileKey, Seen
-from agent.core.identity import (
-    FINGERPRINT_BYTES,
-    Birth,
-    Change,
-    Checkpoint,
-    Readable,
-    compare,
-    examine,
-)
-from agent.harvester import Harvester, first_generation, starting_at
+from agent.core.identity import Birth, Change, Checkpoint, Readable, compare, examine
+from agent.harvester import Followed, Harvester, first_generation, starting_at
 from agent.opener import Descriptor
+from agent.strangers import Strangers
 from agent.telemetry import Metrics, event
 
 log = logging.getLogger(__name__)
-
-
-class Followed:
-    """A file we know: as last seen, as last settled, and its reader while it is open."""
-
-    __slots__ = ("birth", "checkpoint", "harvester", "seen")
-
-    def __init__(self, birth: Birth, checkpoint: Checkpoint) -> None:
-        self.birth = birth  # of this very file; a copy's checkpoint carries its original's
-        self.checkpoint = checkpoint
-        self.seen: Seen | None = None  # None: not met yet, or gone
-        self.harvester: Harvester | None = None
-
-    def latest(self) -> Checkpoint:
-        """Return how far it is settled by now."""
-        if self.harvester is not None:
-            self.checkpoint = self.harvester.checkpoint()
-        return self.checkpoint
 
 
 class Changes(NamedTuple):
@@ -57,26 +32,12 @@ class Changes(NamedTuple):
     begun: bool
 
 
-class _Undecided:
-    """An unknown file that may be a copy: since when, and how big it was when it last grew."""
-
-    __slots__ = ("grew_s", "seen", "seen_s", "size")
-
-    def __init__(self, seen: Seen, now_s: float) -> None:
-        self.seen, self.size, self.grew_s, self.seen_s = seen, 0, now_s, now_s
-
-    def look(self, seen: Seen, size: int, now_s: float) -> None:
-        self.seen = seen
-        if size != self.size:
-            self.size, self.grew_s = size, now_s
-
-
 class Registry:
     """The books: by birth who is followed or remembered, and what an unknown file may continue.
 
     Args:
         checkpoints: Everything the store holds, tombstones included.
-        line_bytes_max: How far back the end of the last line is looked for (``begin_at_end``).
+        line_bytes_max: How far back the end of the last line is looked for, to begin there.
         forget_after_s: How long a tombstone is kept, of the wall clock.
     """
 
@@ -92,17 +53,13 @@ class Registry:
         self.rows: list[Checkpoint] = []
         self.forgotten: list[Checkpoint] = []
         self._begun = False
-        self.begin_at_end: set[FileKey] = set()
-        """Files that begin at their last line's end if nobody knows them."""
-        self._line_bytes_max = line_bytes_max
+        self.strangers = Strangers(self.get, line_bytes_max=line_bytes_max, clock=clock)
         self._forget_after_s = forget_after_s
         self._clock = clock
         self._metrics = metrics
         self._by_birth: dict[Birth, Followed] = {}
         self._superseded: list[Checkpoint] = []  # older generations: what copies may continue
         self._ending: list[Harvester] = []  # superseded, but not settled to their end yet
-        self._undecided: dict[FileKey, _Undecided] = {}
-        self._index = Index()
         for row in sorted(checkpoints, key=lambda c: c.generation):
             known = self._by_birth.get(row.birth)
             if known is not None:
@@ -126,14 +83,8 @@ class Registry:
             self._ending.remove(harvester)
             self._superseded.append(harvester.checkpoint())
             self.rows.append(self._superseded[-1])
-        self._undecided = {key: u for key, u in self._undecided.items() if key in new}
-        if new:
-            self._index = self._indexed()
+        self.strangers.scanned(new, self._indexed)
         self._forget()
-
-    def undecided_at(self, path: str) -> Seen | None:
-        """Return the file at ``path`` whose identity still waits for evidence."""
-        return next((u.seen for u in self._undecided.values() if u.seen.path == path), None)
 
     def identify(self, file: Descriptor, seen: Seen) -> tuple[Followed, Checkpoint] | None:
         """Say who ``file`` is and where to begin; None while that waits for evidence.
@@ -142,12 +93,10 @@ class Registry:
         """
         followed = self._by_birth.get(file.birth)
         if followed is None:
-            base = self._judge(file, seen)
+            base = self.strangers.judge(file, seen)
             if base is None:
                 return None
             followed = self._by_birth[file.birth] = Followed(file.birth, base)
-            if base.gone_at is None:  # the same scan may have met a copy: it comes later, and waits
-                self._index.add(starting_at(file.size(), file, base))
             return followed, base
         before = followed.checkpoint
         change = compare(before, examine(before, before.birth, file.size(), file.pread))
@@ -205,48 +154,6 @@ class Registry:
             self.rows.append(row)
         return row
 
-    def _judge(self, file: Descriptor, seen: Seen) -> Checkpoint | None:
-        """Decide about a file that nobody knows; it may be the copy a copy-truncate leaves."""
-        now_s, size = self._clock.monotonic(), file.size()
-        undecided = self._undecided.setdefault(seen.key, _Undecided(seen, now_s))
-        undecided.look(seen, size, now_s)
-        sighting = Sighting(
-            birth=file.birth,
-            size=size,
-            path=seen.path,
-            client=seen.client,
-            still_s=now_s - undecided.grew_s,
-            waited_s=now_s - undecided.seen_s,
-        )
-        alike = self._index.alike(sighting, file.pread(min(FINGERPRINT_BYTES, size), 0))
-        verdict = continues(sighting, [self._candidate(c, file, size) for c in alike])
-        if verdict.verdict == "wait":
-            return None
-        del self._undecided[seen.key]
-        return self._base(verdict, file, seen)
-
-    def _base(self, verdict: Continuation, file: Descriptor, seen: Seen) -> Checkpoint:
-        if verdict.verdict == "copy":
-            assert verdict.source is not None
-            return replace(verdict.source, path=seen.path)
-        offset = verdict.resume_at
-        if verdict.verdict == "new" and seen.key in self.begin_at_end:
-            offset = _last_line_end(file, self._line_bytes_max)
-        return starting_at(offset, file, first_generation(file.birth, seen.path, seen.client))
-
-    def _candidate(self, before: Checkpoint, file: Descriptor, size: int) -> Candidate:
-        original = self._by_birth.get(before.birth)
-        original_size = None
-        if original is not None and _succeeds(original.checkpoint, before):
-            original_size = 0  # whatever it holds by now is not this generation's
-        elif original is not None and original.harvester is not None:
-            original_size = original.harvester.file.size()
-        elif original is not None and original.seen is not None:
-            original_size = original.seen.size
-        elif before.gone_at is None:
-            original_size = max(size, before.watermark)  # not met yet: as if it were intact
-        return Candidate(before, examine(before, before.birth, size, file.pread), original_size)
-
     def _indexed(self) -> Index:
         """Return what unknown files may be copies of.
 
@@ -284,17 +191,5 @@ class Registry:
         self.forgotten += [row for row in gone if (row.source_id, row.generation) not in in_use]
 
 
-def _succeeds(row: Checkpoint, before: Checkpoint) -> bool:
-    """Return whether ``row``, of the same file, is another life than ``before``."""
-    return (row.source_id, row.generation) != (before.source_id, before.generation)
-
-
 def _expired(row: Checkpoint, before: float) -> bool:
     return row.gone_at is not None and row.gone_at < before
-
-
-def _last_line_end(file: Readable, line_bytes_max: int) -> int:
-    """Return where the last whole line ends, 0 if none does within ``line_bytes_max``."""
-    size = file.size()
-    start = max(0, size - line_bytes_max - 1)
-    return start + file.pread(size - start, start).rfind(b"\n") + 1 if size else 0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from agent import __version__
 from agent.admin import Health
 from agent.core.quota import InFlight
-from agent.registry import Followed
+from agent.harvester import Followed
 from agent.rounds import Rounds
 from agent.sink import Outlet
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Container
 from agent.core.discovery import FileKey, Found, Scan, Seen, plan
 from agent.core.identity import Change, Checkpoint, Readable
 from agent.core.lines import Piece
-from agent.harvester import Harvester, Truncated
+from agent.harvester import Followed, Harvester, Truncated
 from agent.opener import Descriptor, Refused
-from agent.registry import Followed, Registry
+from agent.registry import Registry
 from agent.telemetry import Metrics, event
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Sources:
         self._openings = deque(todo.open)
         new = {found.seen.key for found in todo.open if found.why == "new"}
         if self._start_at_end and self.registry.empty:
-            self.registry.begin_at_end = new
+            self.registry.strangers.begin_at_end = new
         self._start_at_end = False
         self.registry.scanned(new)
         seen_now = {seen.path for seen in scan.files}
@@ -150,7 +150,7 @@ class Sources:
         if followed is not None and followed.harvester is not None:
             self._ready[followed] = None
             return
-        seen = followed.seen if followed is not None else self.registry.undecided_at(path)
+        seen = followed.seen if followed is not None else self.registry.strangers.at(path)
         if seen is not None:
             self._openings.append(Found(seen, "grown"))
 
