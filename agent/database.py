@@ -7,12 +7,14 @@ still start; an unknown column is left alone. A newer major is refused.
 import logging
 import os
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import sqlite_utils
 
+from agent import sqlite
 from agent.core.identity import Anchor, Birth, Checkpoint
 from agent.errors import StateTooNew
 from agent.telemetry import event
@@ -20,20 +22,6 @@ from agent.telemetry import event
 log = logging.getLogger(__name__)
 
 MAJOR, MINOR = 1, 0
-
-_NOT_DAMAGE = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_NOMEM,
-    }
-)
-"""What putting a database aside would not mend."""
 
 _COLUMNS: dict[str, Any] = {
     "source_id": str,
@@ -65,39 +53,21 @@ def opened(path: Path) -> sqlite_utils.Database:
     if fresh and sentinel.exists():
         # Not a first start: somebody or something removed what we knew.
         event(log, logging.ERROR, "checkpoints.lost", path=str(path), effect="files are read again")
-    try:
-        database = _connect(path)
-    except (sqlite3.DatabaseError, UnicodeError) as error:  # SQLite quotes what it cannot parse
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _NOT_DAMAGE:
-            raise
-        _put_aside(path, str(error))
-        database = _connect(path)
+    database = sqlite.opened(path, "NORMAL", partial(_prepared, path), partial(_damaged, path))
     sentinel.touch()
     return database
 
 
-def _connect(path: Path) -> sqlite_utils.Database:
-    connection = sqlite3.connect(path, check_same_thread=False, timeout=1.0)
-    try:
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("PRAGMA journal_size_limit=4194304")
-        _check(connection)
-        database = sqlite_utils.Database(connection, recursive_triggers=False)
-        _migrate(database, path)
-        _check_rows(database)
-    except BaseException:
-        connection.close()
-        raise
+def _prepared(path: Path, connection: sqlite3.Connection) -> sqlite_utils.Database:
+    database = sqlite_utils.Database(connection, recursive_triggers=False)
+    _migrate(database, path)
+    _check_rows(database)
     return database
 
 
-def _check(connection: sqlite3.Connection) -> None:
-    found = connection.execute("PRAGMA quick_check").fetchone()[0]
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)
+def _damaged(path: Path, detail: str) -> None:
+    event(log, logging.ERROR, "checkpoints.damaged", path=str(path), detail=detail,
+          effect="put aside; files are read again")  # fmt: skip
 
 
 def _check_rows(database: sqlite_utils.Database) -> None:
@@ -124,16 +94,6 @@ def _migrate(database: sqlite_utils.Database, path: Path) -> None:
     )
     if stored < MAJOR * 1000 + MINOR:
         database.execute(f"PRAGMA user_version={MAJOR * 1000 + MINOR}")
-
-
-def _put_aside(path: Path, why: str) -> None:
-    """Keep the damaged database for whoever wants to know why; at most one is kept."""
-    for suffix in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.replace(path.with_name(path.name + ".damaged" + suffix))
-    event(log, logging.ERROR, "checkpoints.damaged", path=str(path), detail=why,
-          effect="put aside; files are read again")  # fmt: skip
 
 
 def _signed(n: int) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
+from agent import sqlite
 from agent.core.batch import Batch
 from agent.errors import StoreError
 from agent.telemetry import event
@@ -134,39 +135,12 @@ def _totals(connection: sqlite3.Connection) -> tuple[int, int]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        return _opened(path)
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise
-        aside = path.with_name(path.name + ".damaged")
-        for suffix in ("", "-wal"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.replace(aside.with_name(aside.name + suffix))
-        event(log, logging.ERROR, "spool.damaged", path=str(path), put_aside=str(aside),
-              detail=str(error))  # fmt: skip
-        return _opened(path)
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, check_same_thread=False, timeout=1.0)
-    try:
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA journal_size_limit=4194304")
-        _check(connection)
+    def prepare(connection: sqlite3.Connection) -> sqlite3.Connection:
         connection.execute(_SCHEMA)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        return connection
 
+    def damaged(detail: str) -> None:
+        event(log, logging.ERROR, "spool.damaged", path=str(path), detail=detail,
+              effect="put aside; its dead letters are not sent")  # fmt: skip
 
-def _check(connection: sqlite3.Connection) -> None:
-    """Damage that is found later would end this life and each one to come."""
-    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)
+    return sqlite.opened(path, "FULL", prepare, damaged)

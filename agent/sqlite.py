@@ -1,0 +1,77 @@
+"""Opens a SQLite file of the state directory: ours alone, checked whole, put aside when damaged.
+
+One connection with ``locking_mode=EXCLUSIVE``: versions before 3.51.3 can corrupt a WAL that two
+connections share, and it keeps everybody else out.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+_NOT_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+"""What putting a database aside would not mend."""
+
+T = TypeVar("T")
+
+
+def opened(
+    path: Path,
+    synchronous: Literal["NORMAL", "FULL"],
+    prepare: Callable[[sqlite3.Connection], T],
+    damaged: Callable[[str], None],
+) -> T:
+    """Open ``path`` and return what ``prepare`` makes of the connection.
+
+    A damaged file is put aside as ``*.damaged``, the latest one only, for whoever wants to know
+    why; ``damaged`` is told, and an empty one takes its place. ``prepare`` may find damage too: it
+    raises ``sqlite3.DatabaseError``. Raises ``sqlite3.Error`` or ``OSError`` for the rest.
+    """
+    try:
+        return _try(path, synchronous, prepare)
+    except (sqlite3.DatabaseError, UnicodeError) as error:  # SQLite quotes what it cannot parse
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _NOT_DAMAGE:
+            raise
+        _put_aside(path)
+        damaged(str(error))
+        return _try(path, synchronous, prepare)
+
+
+def _try(path: Path, synchronous: str, prepare: Callable[[sqlite3.Connection], T]) -> T:
+    connection = sqlite3.connect(path, check_same_thread=False, timeout=1.0)
+    try:
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute("PRAGMA journal_size_limit=4194304")
+        _check(connection)
+        return prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Damage that is found later would end this life and each one to come."""
+    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+
+
+def _put_aside(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.replace(path.with_name(path.name + ".damaged" + suffix))
