@@ -38,7 +38,7 @@ from agent.telemetry import Metrics, event
 
 log = logging.getLogger(__name__)
 
-DRAIN_STALL_S = 8.0
+DRAIN_STALL_S = 6.0
 """A stop gives up when nothing was acknowledged for so long: Kafka is away, and waiting is vain."""
 SWITCH_S = 0.0005
 """The interpreter's switch interval; its default of 5 ms is what the loop waits for the worker."""

@@ -179,9 +179,9 @@ def test_a_second_sigterm_ends_it_at_once(
         agent.signal(signal.SIGTERM)
         agent.until(lambda: bool(agent.log_entries("agent.stopping")), "agent.stopping")
         time.sleep(0.2)
-        agent.stop(within_s=5)
+        agent.stop(within_s=8)
 
-        assert agent.took_s < 4  # two producers are closed, two seconds at most
+        assert agent.took_s < 5.5  # to drain it would have waited six
         assert "Traceback" not in agent.log_text()
 
 
@@ -409,9 +409,9 @@ def test_a_line_appended_to_an_idle_file_needs_no_scan(mock: Topics, tmp_path: P
         time.sleep(1)
 
         append(path, [feedback(2)])
-        agent.until_delivered(2, within_s=2)
+        agent.until_delivered(2, within_s=5)
         append(agent.root / "acme/new/b.jsonl", [feedback(3)])
-        agent.until_delivered(3, within_s=2)
+        agent.until_delivered(3, within_s=5)
         assert 0 == agent.stop()
         assert [event_id(n) for n in (1, 2, 3)] == sorted(
             record.key.decode() for record in records(mock, mock.events)
