@@ -141,7 +141,8 @@ class Intake:
         self.room.set()
 
     async def finish(self) -> None:
-        """Read to the end of every file that is known, and seal what is open."""
+        """Read to where every known file ends by now, and seal what is open."""
+        await self._in_worker(self._worker.sources.limit)
         while self._events.topic is not None and not self._worker.sources.idle:
             if await self._full():
                 continue

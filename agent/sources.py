@@ -55,6 +55,7 @@ class Sources:
         self._openings: deque[Found] = deque()
         self._ready: OrderedDict[Followed, None] = OrderedDict()
         self._open: OrderedDict[Followed, None] = OrderedDict()  # least recently read first
+        self._ends: dict[Followed, int] | None = None  # how far to read before a stop; None: on
         self._failing: list[Followed] = []  # could not be read: again after the next scan
         self._hints: deque[str | None] = deque()
 
@@ -115,7 +116,13 @@ class Sources:
 
     def again(self, followed: Followed) -> None:
         """Give ``followed`` another turn, after the others."""
-        self._ready[followed] = None
+        assert followed.harvester is not None
+        if self._ends is None or followed.harvester.cursor.start < self._ends.get(followed, 0):
+            self._ready[followed] = None
+
+    def limit(self) -> None:
+        """Read no file further than it reaches now: a stop must not chase apps that write on."""
+        self._ends = {f: f.harvester.file.size() for f in self._open if f.harvester is not None}
 
     def truncated(self, followed: Followed) -> None:
         """Begin the next generation of an open file whose content is not what it was."""
@@ -202,6 +209,8 @@ class Sources:
         followed.checkpoint = base
         followed.harvester = Harvester(file, base, self._line_bytes_max)
         self.registry.rows.append(base)
+        if self._ends is not None:
+            self._ends[followed] = file.size()
         self._open[followed] = None
         self._ready[followed] = None
 

@@ -98,6 +98,24 @@ def test_without_room_for_another_file_there_is_nothing_to_do_but_wait(world: Wo
     assert world.node.worker.turn().wait_s > 0
 
 
+def test_a_stop_reads_to_where_files_end_and_chases_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app that writes faster than we ship must not keep a stop from ending."""
+    monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", 200)  # two lines, against six written
+    world.append("acme/a.jsonl", 6)
+    world.node.sources.apply(world.scan())
+    world.node.turn()
+    world.node.sources.limit()
+
+    for _ in range(8):
+        world.append("acme/a.jsonl", 6)
+        world.node.turn()
+
+    assert world.node.sources.idle
+    assert len(world.read) in (6, 7)
+
+
 def test_a_hint_for_a_path_nobody_knows_is_nothing(world: World) -> None:
     world.node.sources.hint("acme/unknown.jsonl")
 
