@@ -3,10 +3,13 @@
 import os
 import random
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
+from msgspec.structs import replace
+
 from agent import __version__, wire
-from agent.builders import Builders, Topic
+from agent.builders import Builders, Stream, Topic, repartition
 from agent.chunk import Chunker, ChunkPolicy
 from agent.clock import Clock
 from agent.config import Config
@@ -14,14 +17,19 @@ from agent.core.batch import Batch, Pace
 from agent.core.breaker import Breaker
 from agent.core.delivery import Delivery
 from agent.core.identity import Checkpoint
+from agent.core.quota import Allowances
 from agent.core.record import RecordPolicy
+from agent.core.seam import TAIL_SHARE
 from agent.kafka import KafkaSink
 from agent.opener import Descriptor, Refused, open_beneath
+from agent.queue import Limits
 from agent.registry import Registry
 from agent.scanner import Scanner
 from agent.sink import Outlet
 from agent.sources import Sources
+from agent.spooler import SpoolRules
 from agent.telemetry import Metrics
+from agent.turns import Turns
 
 
 class Parts:
@@ -39,15 +47,27 @@ class Parts:
         name: str,
         topic: str,
         *,
+        attempts_max: int,
+        absent_s: float,
+        quiet: Callable[[], AbstractAsyncContextManager[None]],
         settled: Callable[[Batch, int, float], None],
         refused: Callable[[Batch, str], None],
     ) -> Outlet:
         kafka, clock = self.config.kafka, self.clock
         delivery = Delivery(
-            self.config.retry,
-            Breaker(self.config.breaker, clock.monotonic),
+            replace(self.config.retry, attempts_max=attempts_max),
+            Breaker(self.config.breaker, clock.monotonic, random.random),
             split=partial(wire.split, codec=self.codec),
+            repartition=partial(
+                repartition,
+                partitioner=kafka.partitioner,
+                codec=self.codec,
+                bytes_max=self.config.batch.bytes_max,
+            ),
             retire_s=kafka.request_timeout_s,
+            bytes_per_s_max=kafka.bytes_per_s_max,
+            start_s=random.uniform(0, self.config.agent.start_jitter_s),  # noqa: S311
+            absent_s=absent_s,
             clock=clock.monotonic,
             jitter=random.random,
         )
@@ -62,15 +82,30 @@ class Parts:
             name,
             delivery,
             connect,
+            quiet=quiet,
             settled=settled,
             refused=refused,
-            ack_age_max_s=self.config.breaker.ack_age_max_s,
             clock=clock,
             metrics=self.metrics,
         )
 
+    def spool_rules(self, name: str) -> tuple[SpoolRules, int]:
+        """Return the rules of the queue, and the attempts at Kafka before it is used.
+
+        A dead letter is put by at once, and is never in a hurry.
+        """
+        spool, dlq = self.config.spool, self.config.dlq
+        if name == "dead_letters":
+            limits = Limits(dlq.store_bytes_max, 0.0)
+            return SpoolRules(True, limits, drop_oldest=False, tail_share=None), 1
+        limits = Limits(spool.bytes_max, spool.disk_free_min)
+        drop_oldest = spool.when_full == "drop_oldest"
+        return SpoolRules(spool.enabled, limits, drop_oldest, TAIL_SHARE), (
+            self.config.retry.attempts_max
+        )
+
     def sources(self, checkpoints: list[Checkpoint]) -> Sources:
-        source = self.config.source
+        source, per_s = self.config.source, self.config.dlq.lines_per_s_max
         registry = Registry(
             checkpoints,
             line_bytes_max=source.line_bytes_max,
@@ -84,6 +119,7 @@ class Parts:
             line_bytes_max=source.line_bytes_max,
             descriptors_max=source.descriptors_max,
             start_at_end=source.start_at == "end",
+            turns=Turns(Allowances(per_s, per_s or 0.0, self.clock.monotonic), self.metrics),
             metrics=self.metrics,
         )
 
@@ -94,23 +130,30 @@ class Parts:
         policy = ChunkPolicy(
             node=config.node,
             schema=config.schema,
-            record=RecordPolicy(version=__version__, hostname=config.node, key=config.kafka.key),
+            record=RecordPolicy(
+                version=__version__,
+                hostname=config.node,
+                key=config.kafka.key,
+                dead_letter_bytes_max=config.dlq.line_bytes_max,
+            ),
             line_bytes_max=config.source.line_bytes_max,
             event_time=config.kafka.timestamp == "event",
         )
-        builders = partial(
-            Builders,
-            codec=self.codec,
-            pace=self.pace,
-            bytes_max=config.batch.bytes_max,
-            partitioner=config.kafka.partitioner,
-        )
         return Chunker(
             policy,
-            builders(events),
-            builders(dead_letters),
+            self._stream(events),
+            self._stream(dead_letters),
             clock=self.clock,
             metrics=self.metrics,
+        )
+
+    def _stream(self, topic: Callable[[], Topic | None]) -> Stream:
+        builders = partial(
+            Builders, codec=self.codec, pace=self.pace, bytes_max=self.config.batch.bytes_max
+        )
+        return Stream(
+            builders(topic, partitioner=self.config.kafka.partitioner),
+            builders(lambda: None, partitioner="none"),
         )
 
     def scanner(self) -> Scanner:

@@ -1,7 +1,7 @@
 """The open batches of one topic: where a record goes, and when what is open is sealed.
 
 Builders outlive chunks, so twelve partitions do not mean twelve small batches a chunk. One thread
-only, but for ``one`` and ``fits``.
+only, but for ``Builders.one`` and ``Builders.fits``.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,10 @@ from agent.core.ledger import Chunk
 from agent.core.partition import crc32_partition, murmur2_partition
 from agent.core.record import KafkaRecord
 
-_STICKY = -1
+UNPARTITIONED = -1
+"""The partition of a batch for the spool: records in read order, to be partitioned on replay."""
+_ONLY = -1
+"""Where the one open batch stands, if keys do not choose among several."""
 
 
 class Topic(Protocol):
@@ -25,20 +28,23 @@ class Topic(Protocol):
     def message_bytes_max(self) -> int: ...
 
 
-def _sticky(_key: bytes, _partitions: int) -> int:
-    return _STICKY
+def _only(_key: bytes, _partitions: int) -> int:
+    return _ONLY
 
 
 _PARTITIONERS: dict[str, Callable[[bytes, int], int]] = {
     "crc32": crc32_partition,
     "murmur2": murmur2_partition,
-    "sticky": _sticky,
+    "sticky": _only,
+    "none": _only,
 }
 
 
 class Builders:
-    """The open batches of one topic. A record goes to its key's partition, or where the next
-    sticky batch goes; a batch that is full, or has waited for its window, is sealed."""
+    """Fill batches. A record goes to its key's partition, or where the next sticky batch goes, or
+    to none yet (partitioner ``none``); a batch that is full, or has waited for its window, is
+    sealed.
+    """
 
     def __init__(
         self,
@@ -55,7 +61,8 @@ class Builders:
         self._pace = pace
         self._bytes_max = bytes_max
         self._partition_of = _PARTITIONERS[partitioner]
-        self._open: dict[int, wire.Builder] = {}  # by partition, _STICKY for the sticky one
+        self._partitioned = partitioner != "none"
+        self._open: dict[int, wire.Builder] = {}  # by partition, _ONLY for the only one
         self._sticky_turn = 0
         self.partitions = 1
 
@@ -67,7 +74,7 @@ class Builders:
 
     def add(self, chunk: Chunk, timestamp_ms: int, record: KafkaRecord, now_s: float) -> None:
         key, value, headers = record
-        at = _STICKY if key is None else self._partition_of(key, self.partitions)
+        at = _ONLY if key is None else self._partition_of(key, self.partitions)
         builder = self._open.get(at)
         if builder is None or not builder.append(timestamp_ms, key, value, headers):
             if builder is not None:
@@ -100,6 +107,11 @@ class Builders:
         oldest_s = min(builder.opened_at_s for builder in self._open.values())
         return max(0.0, oldest_s + self._pace.window_s(len(self._open)) - now_s)
 
+    @property
+    def open(self) -> int:
+        """Return how many batches are open."""
+        return len(self._open)
+
     def fits(self, batch: Batch) -> bool:
         """Return whether the topic takes a batch of this size, as far as is known."""
         topic = self._topic()
@@ -112,14 +124,14 @@ class Builders:
     def one(self, record: wire.Record, like: Batch) -> Batch:
         """Seal one record alone, in place of ``like``: it settles what that would have."""
         key = record.key
-        at = _STICKY if key is None else self._partition_of(key, self.partitions)
+        at = _ONLY if key is None else self._partition_of(key, self.partitions)
         sealed = wire.reseal(like, [record], self._codec)
         sealed.partition = max(at, 0)
         return sealed
 
     def _builder(self, at: int, now_s: float) -> wire.Builder:
         partition = at
-        if at == _STICKY:
+        if at == _ONLY and self._partitioned:
             self._sticky_turn += 1
             partition = self._sticky_turn % self.partitions
         topic = self._topic()
@@ -130,3 +142,58 @@ class Builders:
 
     def _seal(self, at: int) -> None:
         self.sealed.append(self._open.pop(at).seal(self._codec))
+
+
+def repartition(
+    batches: list[Batch], partitions: int, *, partitioner: str, codec: wire.Codec, bytes_max: int
+) -> list[Batch]:
+    """Seal the records of ``batches`` anew, in file order, for a topic of ``partitions``."""
+    partition_of = _PARTITIONERS[partitioner]
+
+    def chosen(key: bytes | None, before: int) -> int:
+        at = _ONLY if key is None else partition_of(key, partitions)
+        return before % partitions if at == _ONLY else at
+
+    return wire.repartition(batches, chosen, codec, bytes_max)
+
+
+class Stream:
+    """The batches of one topic: those bound for Kafka, and those bound for the spool's tail.
+
+    Lines go to one of the two, as ``steer`` says; what is replayed from the spool goes to Kafka.
+    """
+
+    def __init__(self, kafka: Builders, tail: Builders) -> None:
+        self.kafka = kafka
+        self.tail = tail
+        self.lines = kafka
+
+    def steer(self, *, direct: bool) -> None:
+        """Say where lines go from now on. What is open is sealed at a change: it is older."""
+        lines = self.kafka if direct else self.tail
+        if lines is not self.lines:
+            self.seal_all()
+            self.lines = lines
+
+    @property
+    def direct(self) -> bool:
+        return self.lines is self.kafka
+
+    def begin(self) -> None:
+        self.kafka.begin()
+
+    def seal_due(self, now_s: float) -> None:
+        self.kafka.seal_due(now_s)
+        self.tail.seal_due(now_s)
+
+    def seal_all(self) -> None:
+        self.kafka.seal_all()
+        self.tail.seal_all()
+
+    def due_in_s(self, now_s: float) -> float | None:
+        due = [b.due_in_s(now_s) for b in (self.kafka, self.tail)]
+        return min((s for s in due if s is not None), default=None)
+
+    def take(self) -> list[Batch]:
+        """Return what was sealed, in the order in which it must leave."""
+        return [*self.kafka.take(), *self.tail.take()]

@@ -12,7 +12,6 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from agent.clock import Clock, wait_event
-from agent.core.batch import Batch
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk, Ledger
 from agent.core.quota import InFlight
@@ -56,6 +55,7 @@ class Checkpointer:
         self._clock = clock
         self._metrics = metrics
         self._sources: dict[Ledger, Source] = {}
+        self._others: dict[Ledger, Callable[[], None]] = {}
         self._moved: set[Ledger] = set()
         self._rows: dict[tuple[str, int], Checkpoint] = {}
         self._forgotten: list[Checkpoint] = []
@@ -70,11 +70,15 @@ class Checkpointer:
         if not chunk.open_batches:  # nothing but blank lines: settled at once
             self._note(chunk.ledger)
 
-    def settle(self, batch: Batch) -> None:
-        """Note that the fate of ``batch`` is known (invariant 1)."""
-        batch.settle()
-        for chunk in batch.chunks:
+    def settle(self, chunks: Iterable[Chunk]) -> None:
+        """Note that the fate of a batch with lines of ``chunks`` is known (invariant 1)."""
+        for chunk in chunks:
+            chunk.ledger.settle(chunk)
             self._note(chunk.ledger)
+
+    def tell(self, ledger: Ledger, moved: Callable[[], None]) -> None:
+        """Let ``moved`` hear when chunks of ``ledger``, which is no file's, are settled."""
+        self._others[ledger] = moved
 
     def put(self, rows: Iterable[Checkpoint], forgotten: Iterable[Checkpoint] = ()) -> None:
         """Take rows that did not come from an acknowledgement, and those to be deleted."""
@@ -135,5 +139,9 @@ class Checkpointer:
         self._committed()
 
     def _note(self, ledger: Ledger) -> None:
+        moved = self._others.get(ledger)
+        if moved is not None:
+            moved()
+            return
         self._moved.add(ledger)
         self._dirty.set()

@@ -7,6 +7,7 @@ Runs in the worker thread; nothing here waits or logs.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
@@ -14,14 +15,14 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from agent import wire
-from agent.builders import Builders
+from agent.builders import UNPARTITIONED, Builders, Stream
 from agent.clock import Clock
 from agent.core.batch import Batch
 from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
 from agent.core.formats import epoch_s
 from agent.core.identity import Checkpoint
-from agent.core.ledger import Chunk
+from agent.core.ledger import Chunk, Row
 from agent.core.lines import Piece
 from agent.core.policy import SchemaPolicy
 from agent.core.record import Origin, Recorder, RecordPolicy
@@ -65,15 +66,15 @@ class Chunker:
     def __init__(
         self,
         policy: ChunkPolicy,
-        events: Builders,
-        dead_letters: Builders,
+        events: Stream,
+        dead_letters: Stream,
         *,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self._policy = policy
-        self._events = events
-        self._dead_letters = dead_letters
+        self.events = events
+        self.dead_letters = dead_letters
         self._clock = clock
         self._metrics = metrics
         self._decode = Decoder(policy.schema).decode
@@ -84,10 +85,10 @@ class Chunker:
         now_s, wall_s = self._clock.monotonic(), self._clock.wall()
         now_ms, now_text = int(wall_s * 1000), _rfc3339(wall_s)
         chunk, recorder = source.chunk(piece), self._recorder(source.base)
-        decode, record, add = self._decode, recorder.record, self._events.add
+        decode, record, add = self._decode, recorder.record, self.events.lines.add
         event_time, line_bytes_max = self._policy.event_time, self._policy.line_bytes_max
-        self._events.begin()
-        self._dead_letters.begin()
+        self.events.begin()
+        self.dead_letters.begin()
         tally: Counter[str] = Counter()
         if piece.skipped_to > piece.start:
             self._oversize(source, chunk, piece.start, piece.skipped_to, tally)
@@ -108,28 +109,46 @@ class Chunker:
                 assert isinstance(decoded, Rejection)
                 tally[decoded.reason] += 1
                 dead_letter = recorder.dead_letter(line, decoded, start, end)
-                self._dead_letters.add(chunk, now_ms, dead_letter, now_s)
+                self.dead_letters.lines.add(chunk, now_ms, dead_letter, now_s)
             start = end
         self._count(chunk, tally, recorder)
         return chunk
 
+    def refill(self, stream: Stream, rows: Sequence[tuple[Row, Batch | None]]) -> None:
+        """Turn what was spooled into batches for Kafka again: it is partitioned now.
+
+        Rows that hold partitions come from before the outage, and were written down partition after
+        partition: read together, they are put in file order first, since the topic may have fewer
+        partitions by now.
+        """
+        now_s, now_ms = self._clock.monotonic(), int(self._clock.wall() * 1000)
+        stream.begin()
+        records = [
+            (row, r) for row, batch in rows if batch is not None for r in wire.records(batch)
+        ]
+        if any(batch is not None and batch.partition != UNPARTITIONED for _, batch in rows):
+            records = wire.in_file_order(records)
+        for row, record in records:
+            at_ms = record.timestamp_ms if self._policy.event_time else now_ms
+            stream.kafka.add(row, at_ms, (record.key, record.value, record.headers), now_s)
+
     def seal_due(self) -> Sealed:
         """Return what is full, or has waited long enough, since the last call."""
         now_s = self._clock.monotonic()
-        self._events.seal_due(now_s)
-        self._dead_letters.seal_due(now_s)
+        self.events.seal_due(now_s)
+        self.dead_letters.seal_due(now_s)
         return self._take()
 
     def seal_all(self) -> Sealed:
         """Return every batch there is, full or not."""
-        self._events.seal_all()
-        self._dead_letters.seal_all()
+        self.events.seal_all()
+        self.dead_letters.seal_all()
         return self._take()
 
     def due_in_s(self, idle_s: float) -> float:
         """Return how long until a batch is due, ``idle_s`` if none is open."""
         now_s = self._clock.monotonic()
-        due = [b.due_in_s(now_s) for b in (self._events, self._dead_letters)]
+        due = [stream.due_in_s(now_s) for stream in (self.events, self.dead_letters)]
         return min((s for s in due if s is not None), default=idle_s)
 
     def dead_letter_of(self, batch: Batch, reason: str) -> Batch:
@@ -153,19 +172,19 @@ class Chunker:
             kept = [(name, headers[name]) for name in ("source", "event_type") if name in headers]
             key = headers.get("source", record.key)
             refused = wire.Record(now_ms, key, record.value, [*why, *kept])
-        return self._dead_letters.one(refused, batch)
+        return self.dead_letters.kafka.one(refused, batch)
 
     def _take(self) -> Sealed:
         """Collect what was sealed; what its topic would refuse for its size goes another way."""
-        fitting, dead_letters = [], self._dead_letters.take()
-        for batch in self._events.take():
-            if self._events.fits(batch) or batch.count > 1:
+        fitting, dead_letters = [], self.dead_letters.take()
+        for batch in self.events.take():
+            if _fits(self.events.kafka, batch):
                 fitting.append(batch)
             else:
                 self._metrics.lines_rejected.labels("refused_too_large").inc()
                 dead_letters.append(self.dead_letter_of(batch, "refused_too_large"))
         shrunk = [
-            b if self._dead_letters.fits(b) or b.count > 1 else self.dead_letter_of(b, "")
+            b if _fits(self.dead_letters.kafka, b) else self.dead_letter_of(b, "")
             for b in dead_letters
         ]
         return Sealed(fitting, shrunk)
@@ -180,7 +199,7 @@ class Chunker:
         recorder = self._recorder(source.base)
         dead_letter = recorder.dead_letter(shown, rejection, start, end, end - start - 1)
         now_s, now_ms = self._clock.monotonic(), int(self._clock.wall() * 1000)
-        self._dead_letters.add(chunk, now_ms, dead_letter, now_s)
+        self.dead_letters.lines.add(chunk, now_ms, dead_letter, now_s)
 
     def _recorder(self, of: Checkpoint) -> Recorder:
         key = of.source_id, of.generation, of.client
@@ -208,8 +227,14 @@ class Chunker:
         metrics.control_characters_removed.inc(tally.pop("removed", 0))
         metrics.metadata_overwritten.inc(recorder.overwritten)
         recorder.overwritten = 0
+        chunk.rejected = tally.total()
         for reason, lines in tally.items():
             metrics.lines_rejected.labels(reason).inc(lines)
+
+
+def _fits(builders: Builders, batch: Batch) -> bool:
+    """Return whether the topic takes ``batch``, or it can still be cut; the spool takes any."""
+    return batch.count > 1 or batch.partition == UNPARTITIONED or builders.fits(batch)
 
 
 def _event_ms(decoded: Decoded, now_ms: int) -> int:

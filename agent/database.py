@@ -7,9 +7,11 @@ still start; an unknown column is left alone. A newer major is refused.
 import logging
 import os
 import sqlite3
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import sqlite_utils
@@ -21,7 +23,7 @@ from agent.telemetry import event
 
 log = logging.getLogger(__name__)
 
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 
 _COLUMNS: dict[str, Any] = {
     "source_id": str,
@@ -43,6 +45,8 @@ UPSERT = (
     f"VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT (source_id, generation) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)
 )
+PUT_META = "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)"
+_SPOOLED = "spooled_"
 DELETE = "DELETE FROM checkpoints WHERE source_id = ? AND generation = ?"
 
 
@@ -65,7 +69,7 @@ def _prepared(path: Path, connection: sqlite3.Connection) -> sqlite_utils.Databa
     return database
 
 
-def _damaged(path: Path, detail: str) -> None:
+def _damaged(path: Path, detail: str, _aside: Path) -> None:
     event(log, logging.ERROR, "checkpoints.damaged", path=str(path), detail=detail,
           effect="put aside; files are read again")  # fmt: skip
 
@@ -75,7 +79,7 @@ def _check_rows(database: sqlite_utils.Database) -> None:
     try:
         for row in database["checkpoints"].rows:
             checkpoint_of(row)
-        database.execute("SELECT name, value FROM meta").fetchall()
+        spooled_of(database.table("meta").rows)
     except Exception as error:
         raise sqlite3.DatabaseError(f"a row: {error!r}") from error
 
@@ -141,3 +145,21 @@ def checkpoint_of(row: dict[str, Any]) -> Checkpoint:
         client=os.fsdecode(row["client"]),
         gone_at=row["gone_at"],
     )
+
+
+def meta_of(spooled: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
+    """Return rows of ``meta``, each with a checksum: a wrong bound would drop what is spooled."""
+    values = [(_SPOOLED + name, f"{head} {end}") for name, (head, end) in spooled.items()]
+    return [(name, f"{value} {crc32(value.encode())}") for name, value in values]
+
+
+def spooled_of(meta: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    found = {}
+    for row in meta:
+        if row["name"].startswith(_SPOOLED):
+            value, _, checksum = row["value"].rpartition(" ")
+            if int(checksum) != crc32(value.encode()):
+                raise ValueError(f"{row['name']}: its checksum does not match")
+            head, end = map(int, value.split())
+            found[row["name"].removeprefix(_SPOOLED)] = head, end
+    return found

@@ -6,28 +6,43 @@ the sealed batches off while the worker is already in the next.
 """
 
 import asyncio
-from collections.abc import Callable, Container
-from concurrent.futures import Executor
-from typing import NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Callable, Container
+from contextlib import asynccontextmanager
+from typing import NamedTuple, Protocol, TypeVar
 
 from agent.checkpoints import Checkpointer
 from agent.chunk import Chunker, Sealed
-from agent.clock import wait_any, wait_event
+from agent.clock import wait_event
 from agent.core.discovery import FileKey, Scan
 from agent.core.ledger import Chunk
 from agent.core.quota import InFlight
+from agent.core.seam import Mode
 from agent.harvester import Harvester, Truncated
 from agent.registry import Changes
-from agent.sink import Outlet
 from agent.sources import Sources
+from agent.spooler import Replayed, Spooler
 
 IDLE_S = 60.0
 """How long to sleep when nothing is open, ready or hinted; any hint ends it."""
 
-ROOM_S = 0.05
-"""Between two looks at whether a file may be closed, so that another can be opened."""
+FINISH_LOOK_S = 0.05
+"""How long a stop waits at a time for room, or for a descriptor."""
 
 T = TypeVar("T")
+
+
+class Orders(NamedTuple):
+    """What the loop asks of one turn.
+
+    Args:
+        read: Whether a file may be read.
+        direct: For the events and for the dead letters: whether lines go straight to Kafka.
+        replayed: What is to be replayed, likewise.
+    """
+
+    read: bool
+    direct: tuple[bool, bool]
+    replayed: tuple[list[Replayed], list[Replayed]]
 
 
 class Turn(NamedTuple):
@@ -46,13 +61,18 @@ class Worker:
     def __init__(self, sources: Sources, chunker: Chunker) -> None:
         self.sources = sources
         self.chunker = chunker
+        self.streams = chunker.events, chunker.dead_letters
 
-    def turn(self) -> Turn:
-        """Read a chunk of the next file that is ready; without one, only seal what is due."""
+    def turn(self, orders: Orders) -> Turn:
+        """Take what is replayed; read a chunk of the next file that is ready; seal what is due."""
         sources, chunker = self.sources, self.chunker
         chunk: Chunk | None = None
         harvester: Harvester | None = None
-        followed = sources.next()
+        for stream, direct, rows in zip(self.streams, orders.direct, orders.replayed, strict=True):
+            stream.steer(direct=direct)
+            if rows:
+                chunker.refill(stream, rows)
+        followed = sources.next() if orders.read else None
         if followed is not None and followed.harvester is not None:
             harvester = followed.harvester
             piece = sources.read(followed)
@@ -60,42 +80,52 @@ class Worker:
                 sources.truncated(followed)
             elif piece is not None:
                 chunk = chunker.fill(harvester, piece)
+                sources.turns.charge(followed, chunk.rejected)
             if harvester.more:
                 sources.again(followed)
         sealed = chunker.seal_due()
         changes = sources.registry.take()
-        blocked_s = ROOM_S if sources.waiting else 0.0
-        wait_s = chunker.due_in_s(IDLE_S) if sources.idle else blocked_s
+        wait_s = chunker.due_in_s(IDLE_S)
+        if orders.read:
+            wait_s = min(wait_s, sources.wait_s(IDLE_S))
         return Turn(harvester, chunk, sealed, changes, wait_s)
+
+
+class InWorker(Protocol):
+    """Run ``work`` in the one thread that owns the ``Worker``."""
+
+    async def __call__(self, work: Callable[[], T]) -> T: ...
 
 
 class Intake:
     """Read until told to stop. Lifetime: ``run`` until ``stop``, then ``finish`` once.
 
     Args:
-        executor: One thread; everything of ``worker`` happens there.
+        in_worker: Everything of ``worker`` happens there.
+        ways: Of the events and of the dead letters.
     """
 
     def __init__(
         self,
         worker: Worker,
-        executor: Executor,
+        in_worker: InWorker,
         *,
-        events: Outlet,
-        dead_letters: Outlet,
+        ways: tuple[Spooler, Spooler],
         checkpointer: Checkpointer,
         in_flight: InFlight,
     ) -> None:
         self._worker = worker
-        self._executor = executor
-        self._events = events
-        self._dead_letters = dead_letters
+        self._in_worker = in_worker
+        self._ways = ways
         self._checkpointer = checkpointer
         self._in_flight = in_flight
-        self._stopping = asyncio.Event()
-        self._hinted = asyncio.Event()
-        self.room = asyncio.Event()
+        self._woken = asyncio.Event()
+        self._stopping = False
         self._turning = asyncio.Lock()
+
+    @property
+    def known(self) -> Container[FileKey]:
+        return self._worker.sources.known
 
     def hint(self, path: str | None) -> None:
         """Take a hint that ``path``, or anything, was written to.
@@ -103,74 +133,101 @@ class Intake:
         Not while stopping: with enough writers, one more hint would always have come, and
         ``finish`` would have no end. The scan before it knows of everything until then.
         """
-        if self._stopping.is_set():
+        if self._stopping:
             return
         self._worker.sources.hint(path)
-        self._hinted.set()
+        self._woken.set()
 
-    @property
-    def known(self) -> Container[FileKey]:
-        """Return the files that do not count against ``source.files_max`` any more."""
-        return self._worker.sources.known
+    def wake(self) -> None:
+        """Say that there may be room again, or something to replay."""
+        self._woken.set()
 
     async def take_in(self, scan: Scan) -> None:
-        """Hand a scan to the worker; the files it found are read from the next turn on."""
+        """Hand a scan's result to the worker."""
         async with self._turning:
             await self._in_worker(lambda: self._worker.sources.apply(scan))
-        self._hinted.set()
+        self._woken.set()
 
     async def run(self) -> None:
-        """Read whatever is ready, as far as ``in_flight`` has room, until ``stop``.
+        """Read whatever is ready, as far as there is room for it, until ``stop``.
 
         Not to be cancelled while anybody goes on afterwards: a turn whose result is not taken
         over has read lines that no ledger knows.
         """
-        await wait_any(self._events.described, self._stopping)
-        while not self._stopping.is_set():
-            self._hinted.clear()
-            if await self._full():
-                continue
-            turn = await self._turn()
-            if turn.wait_s > 0:
-                await wait_event(self._hinted, turn.wait_s)
+        while not self._stopping:
+            await self._once()
 
     def stop(self) -> None:
         """Let ``run`` return after the turn it is in."""
-        self._stopping.set()
-        self._hinted.set()
-        self.room.set()
+        self._stopping = True
+        self._woken.set()
 
     async def finish(self) -> None:
         """Read to where every known file ends by now, and seal what is open."""
         await self._in_worker(self._worker.sources.limit)
-        while self._events.topic is not None and not self._worker.sources.idle:
-            if await self._full():
-                continue
-            turn = await self._turn()
-            if turn.wait_s > 0:  # for a descriptor; what is open must not wait for company
+        while not self._worker.sources.idle and self._begun:
+            turn = await self._once(FINISH_LOOK_S)
+            if turn is not None and turn.wait_s > 0:  # what is open must not wait for company
                 await self.seal()
-                await asyncio.sleep(turn.wait_s)
         await self.seal()
 
     async def seal(self) -> None:
         """Send off every open batch as it is."""
-        async with self._turning:
-            sealed = await self._in_worker(self._worker.chunker.seal_all)
-        self._admit(sealed)
+        async with self.quiet():
+            pass
 
-    async def _full(self) -> bool:
-        """Return whether there was no room to read, after waiting until there is again."""
-        self.room.clear()
-        if not self._in_flight.full:
+    @asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """Send off every open batch as it is; none is opened until the end of the block."""
+        async with self._turning:
+            self._admit(await self._in_worker(self._worker.chunker.seal_all))
+            yield
+
+    @property
+    def _begun(self) -> bool:
+        """Return whether lines have a way to go: nobody knows a topic's partitions before."""
+        events = self._ways[0]
+        return events.outlet.topic is not None or events.mode is Mode.SPOOLING
+
+    async def turn(self) -> Turn | None:
+        """Do one turn if anything may be read, and return it; else send off what is open."""
+        replayed = await self._ways[0].replay(), await self._ways[1].replay()
+        direct = self._direct(0), self._direct(1)
+        read = self._may_read(direct)
+        if not read and not any(replayed):
+            await self.seal()  # what takes up the room must not wait for company
+            self._checkpointer.hurry()
+            return None
+        return await self._turn(Orders(read, direct, replayed))
+
+    async def _once(self, wait_max_s: float = IDLE_S) -> Turn | None:
+        """Do one turn; wait for room if there is none, or until there is more to read."""
+        self._woken.clear()
+        turn = await self.turn()
+        wait_s = wait_max_s if turn is None else min(turn.wait_s, wait_max_s)
+        if wait_s > 0:
+            await wait_event(self._woken, wait_s)
+        return turn
+
+    def _direct(self, number: int) -> bool:
+        """Return whether lines may go straight to Kafka: nothing older is on another way."""
+        way, stream = self._ways[number], self._worker.streams[number]
+        return way.direct and (stream.direct or not stream.tail.open)
+
+    def _may_read(self, direct: tuple[bool, bool]) -> bool:
+        if self._in_flight.full or not self._begun:
             return False
-        await self.seal()  # what takes up the room must not wait for company
-        self._checkpointer.hurry()
-        await self.room.wait()
-        return True
+        # Live again, but for the last lines of the tail: they go first.
+        at_seam = any(
+            way.direct and not straight for way, straight in zip(self._ways, direct, strict=True)
+        )
+        return not at_seam and all(way.may_append for way in self._ways)
 
-    async def _turn(self) -> Turn:
+    async def _turn(self, orders: Orders) -> Turn:
         async with self._turning:
-            turn = await self._in_worker(self._worker.turn)
+            turn = await self._in_worker(lambda: self._worker.turn(orders))
+            for way, rows in zip(self._ways, orders.replayed, strict=True):
+                way.reserve(rows)
             self._checkpointer.put(turn.changes.rows, turn.changes.forgotten)
             if turn.chunk is not None:
                 assert turn.harvester is not None
@@ -181,10 +238,8 @@ class Intake:
         return turn
 
     def _admit(self, sealed: Sealed) -> None:
+        events, dead_letters = self._ways
         for batch in sealed.events:
-            self._events.admit(batch)
+            events.admit(batch)
         for batch in sealed.dead_letters:
-            self._dead_letters.admit(batch)
-
-    async def _in_worker(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+            dead_letters.admit(batch)

@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -27,12 +26,12 @@ from agent.clock import Clock, SystemClock, wait_event
 from agent.config import Config
 from agent.core.batch import Batch
 from agent.core.quota import InFlight
-from agent.dead_letters import DeadLetters
+from agent.core.seam import Mode
 from agent.intake import Intake, Worker
 from agent.report import Report
 from agent.rounds import Rounds
-from agent.sink import Outlet
 from agent.spool import Spool
+from agent.spooler import Spooler
 from agent.store import Store
 from agent.telemetry import Metrics, event
 
@@ -44,21 +43,20 @@ SWITCH_S = 0.0005
 """The interpreter's switch interval; its default of 5 ms is what the loop waits for the worker."""
 
 
+T = TypeVar("T")
+
+
 def run(config: Config) -> int:
     """Run until SIGTERM or SIGINT. Return the exit code. Raises ``AgentError``."""
     sys.setswitchinterval(SWITCH_S)
     with (
         contextlib.closing(Store.open(config.agent.state_dir, config.node)) as store,
-        contextlib.closing(_spool(config)) as spool,
+        contextlib.closing(Spool(config.agent.state_dir / "spool.db", store.spooled())) as spool,
         ThreadPoolExecutor(1, "worker") as worker,
         ThreadPoolExecutor(1, "store") as writer,
         ThreadPoolExecutor(1, "scan") as scans,
     ):
         return asyncio.run(_Pipeline(config, store, spool, _Threads(worker, writer, scans)).run())
-
-
-def _spool(config: Config) -> Spool:
-    return Spool(config.agent.state_dir / "spool.db", config.dlq.store_bytes_max)
 
 
 class _Threads(NamedTuple):
@@ -85,31 +83,28 @@ class _Pipeline:
         self._metrics = Metrics(self._registry)
         self._in_flight = InFlight(config.in_flight)
         self._parts = Parts(config, self._clock, self._metrics)
-        self._events = self._outlet("events", config.kafka.topic)
-        self._dead_letters = self._outlet("dead_letters", config.dlq.topic)
+        self._spool = spool
+        self._reader = threads.worker
+        self._writer = threads.writer
         self._checkpointer = Checkpointer(
-            store.save,
+            lambda rows, forgotten: store.save(rows, forgotten, spool.bounds()),
             threads.writer,
             self._in_flight,
             committed=self._committed,
             clock=self._clock,
             metrics=self._metrics,
         )
-        self._put_by = DeadLetters(
-            self._dead_letters,
-            spool,
-            threads.writer,
-            settle=self._checkpointer.settle,
-            clock=self._clock,
-            metrics=self._metrics,
+        self._events = self._way("events", config.kafka.topic)
+        self._dead_letters = self._way("dead_letters", config.dlq.topic)
+        self._ways = self._events, self._dead_letters
+        chunker = self._parts.chunker(
+            lambda: self._events.outlet.topic, lambda: self._dead_letters.outlet.topic
         )
-        chunker = self._parts.chunker(lambda: self._events.topic, lambda: self._dead_letters.topic)
         self._worker = Worker(self._parts.sources(store.load()), chunker)
         self._intake = Intake(
             self._worker,
-            threads.worker,
-            events=self._events,
-            dead_letters=self._dead_letters,
+            self._in_worker,
+            ways=self._ways,
             checkpointer=self._checkpointer,
             in_flight=self._in_flight,
         )
@@ -121,6 +116,9 @@ class _Pipeline:
             interval_s=config.source.scan_s,
             clock=self._clock,
         )
+        counts = [self._in_flight, *(way.in_flight for way in self._ways)]
+        self._metrics.in_flight_events.set_function(lambda: sum(c.events for c in counts))
+        self._metrics.in_flight_bytes.set_function(lambda: sum(c.bytes for c in counts))
         self._stop = asyncio.Event()
         self._acked = 0  # batches, to see whether a drain still gets anywhere
         self._abandoned = False
@@ -145,18 +143,17 @@ class _Pipeline:
                 raise
         finally:
             self._rounds.close()
-            await asyncio.gather(self._events.close(), self._dead_letters.close(), admin.close())
+            await asyncio.gather(*(way.outlet.close() for way in self._ways), admin.close())
         event(log, logging.INFO, "agent.stopped", unsettled_events=self._in_flight.events)
         return 0
 
     def _keeping(self) -> list[Coroutine[None, None, None]]:
         """What goes on while a stop drains."""
-        outlets = self._events.run(), self._dead_letters.run()
-        return [*outlets, self._put_by.run(), self._checkpointer.run()]
+        outlets = [way.outlet.run() for way in self._ways]
+        return [*outlets, *(way.run() for way in self._ways), self._checkpointer.run()]
 
     async def _read(self) -> None:
         """Read until the first signal."""
-        await wait_event(self._stop, random.uniform(0, self._config.agent.start_jitter_s))  # noqa: S311
         async with asyncio.TaskGroup() as tasks:
             aside = [tasks.create_task(w) for w in (self._rounds.run(), self._say_if_absent())]
             reading = tasks.create_task(self._intake.run())
@@ -168,9 +165,9 @@ class _Pipeline:
 
     async def _say_if_absent(self) -> None:
         start_s = self._config.kafka.start_s
-        if not await wait_event(self._events.described, start_s):
+        if not await wait_event(self._events.outlet.described, start_s):
             event(log, logging.WARNING, "kafka.absent_at_start", waited_s=start_s,
-                  effect="nothing is read until Kafka has answered once")  # fmt: skip
+                  spooling=self._events.mode is Mode.SPOOLING)  # fmt: skip
 
     async def _drain(self) -> None:
         """Finish what can be finished, as long as Kafka still acknowledges something."""
@@ -178,29 +175,36 @@ class _Pipeline:
         ends_s = self._clock.monotonic() + self._config.agent.drain_s
         try:
             while not finishing.done():
-                acked, left_s = self._acked, ends_s - self._clock.monotonic()
+                before, left_s = self._settled_batches(), ends_s - self._clock.monotonic()
                 await asyncio.wait({finishing}, timeout=max(0.0, min(left_s, DRAIN_STALL_S)))
-                if left_s <= 0 or acked == self._acked:
+                if left_s <= 0 or before == self._settled_batches():
                     break
         finally:
             if not finishing.done():
                 finishing.cancel()
                 event(log, logging.WARNING, "drain.cut_short",
-                      unsettled_events=self._in_flight.events, kafka=self._events.problem,
+                      unsettled_events=self._in_flight.events, kafka=self._events.outlet.problem,
                       effect="they are read again at the next start")  # fmt: skip
         await asyncio.wait({finishing})
-        await self._put_by.flush()
+        for way in self._ways:
+            await way.flush()
         await self._checkpointer.flush()
         if not finishing.cancelled():
             finishing.result()  # what broke must not end with 0
 
     async def _finish(self) -> None:
-        if self._events.topic is None and self._events.delivery.reason is None:
-            await self._events.described.wait()  # stopped while still connecting
+        events = self._events.outlet
+        if events.topic is None and events.delivery.reason is None:
+            await events.described.wait()  # stopped while still connecting
+        for way in self._ways:
+            way.rest()
         await self._rounds.scan()
         await self._intake.finish()
-        await self._events.empty.wait()
-        await self._put_by.finish()
+        for way in self._ways:  # what is refused as an event becomes a dead letter
+            await way.finish()
+
+    def _settled_batches(self) -> int:
+        return self._acked + sum(way.stored_batches for way in self._ways)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -234,12 +238,11 @@ class _Pipeline:
         metrics.sent_bytes.labels(outlet).inc(len(batch.payload))
         metrics.batch_records.observe(batch.count)
         if outlet == "events":
-            self._checkpointer.settle(batch)
             self._parts.pace.acked(latency_s)
             metrics.events_delivered.inc(batch.count)
         else:
-            self._put_by.acked(batch)
             metrics.dead_letters_delivered.inc(batch.count)
+        self._checkpointer.settle(batch.chunks)
 
     def _refused(self, outlet: str, batch: Batch, reason: str) -> None:
         """Kafka will never take this one record: it goes on as a dead letter, in its place."""
@@ -249,23 +252,42 @@ class _Pipeline:
         self._dead_letters.admit(dead_letter)
 
     def _committed(self) -> None:
-        self._metrics.in_flight_events.set(self._in_flight.events)
-        self._metrics.in_flight_bytes.set(self._in_flight.bytes)
-        if not self._in_flight.full:
-            self._intake.room.set()
+        self._intake.wake()
 
-    def _outlet(self, name: str, topic: str) -> Outlet:
-        return self._parts.outlet(
+    def _way(self, name: str, topic: str) -> Spooler:
+        queue = self._spool.queues[name]
+        rules, attempts_max = self._parts.spool_rules(name)
+        outlet = self._parts.outlet(
             name,
             topic,
+            attempts_max=attempts_max,
+            absent_s=0.0 if queue.records else self._config.kafka.start_s,
+            quiet=lambda: self._intake.quiet(),  # noqa: PLW0108 - it is made after this
             settled=partial(self._settled, name),
             refused=partial(self._refused, name),
         )
+        way = Spooler(
+            outlet,
+            queue,
+            self._in_store,
+            rules,
+            in_flight=InFlight(self._config.in_flight),
+            settle=self._checkpointer.settle,
+            changed=self._committed,
+            metrics=self._metrics,
+        )
+        self._checkpointer.tell(way.ledger, way.moved)
+        return way
+
+    async def _in_worker(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work)
+
+    async def _in_store(self, work: Callable[[], T]) -> T:
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, work))
 
     def _admin(self) -> Admin:
-        outlets = self._events, self._dead_letters
         files = self._worker.sources.open_files
-        report = Report(self._config.node, outlets, self._rounds, self._in_flight, files)
+        report = Report(self._config.node, self._ways, self._rounds, self._in_flight, files)
         return Admin(
             self._config.http.host,
             self._config.http.port,

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from agent import __version__
 from agent.admin import Health
 from agent.core.quota import InFlight
+from agent.core.seam import Mode
 from agent.harvester import Followed
 from agent.rounds import Rounds
-from agent.sink import Outlet
+from agent.spooler import Spooler
 
 
 class Report:
@@ -16,13 +17,13 @@ class Report:
     def __init__(
         self,
         node: str,
-        outlets: tuple[Outlet, ...],
+        ways: tuple[Spooler, ...],
         rounds: Rounds,
         in_flight: InFlight,
         files: Callable[[], list[Followed]],
     ) -> None:
         self._node = node
-        self._outlets = outlets
+        self._ways = ways
         self._rounds = rounds
         self._in_flight = in_flight
         self._files = files
@@ -32,10 +33,21 @@ class Report:
         return Health(True)
 
     def ready(self) -> Health:
-        problems = {outlet.name: outlet.problem for outlet in self._outlets}
-        problems["root"] = self._rounds.root_problem
-        reasons = tuple(f"{where}: {why}" for where, why in problems.items() if why is not None)
-        return Health(not reasons, reasons)
+        """Ready is who takes in what is written: to Kafka, or into the spool on purpose."""
+        problems = (
+            [] if self._rounds.root_problem is None else [f"root: {self._rounds.root_problem}"]
+        )
+        remarks = []
+        for way in self._ways:
+            problem = way.outlet.problem
+            if way.mode is Mode.LIVE and problem is not None:
+                problems.append(f"{way.outlet.name}: {problem}")
+            elif way.full is not None:
+                problems.append(f"{way.outlet.name}: spool full ({way.full})")
+            elif way.mode is not Mode.LIVE:
+                why = f" ({problem})" if problem is not None else ""
+                remarks.append(f"{way.outlet.name}: {way.mode.value}{why}")
+        return Health(not problems, (*problems, *remarks))
 
     def status(self) -> dict[str, object]:
         rounds = self._rounds
@@ -45,18 +57,18 @@ class Report:
             "root": {"path": str(rounds.root), "problem": rounds.root_problem},
             "watcher": rounds.watcher_problem,
             "in_flight": {"events": self._in_flight.events, "bytes": self._in_flight.bytes},
-            "sinks": {outlet.name: outlet.status() for outlet in self._outlets},
+            "sinks": {w.outlet.name: {**w.outlet.status(), **w.status()} for w in self._ways},
             "files": [_file(followed) for followed in self._files()],
         }
 
 
 def _file(followed: Followed) -> dict[str, object]:
-    row = followed.checkpoint
+    row, reader = followed.checkpoint, followed.harvester
     return {
         "path": row.path,
         "client": row.client,
         "source": row.source_id,
         "generation": row.generation,
-        "watermark": row.watermark,
+        "watermark": row.watermark if reader is None else reader.ledger.watermark,
         "size": followed.seen.size if followed.seen else None,
     }

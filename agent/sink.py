@@ -7,11 +7,21 @@ each, so that neither can stop the other (invariant 6).
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 from agent.clock import Clock, wait_event
 from agent.core.batch import Batch
-from agent.core.delivery import Action, Close, Connect, Delivery, Phase, Refuse, Send
+from agent.core.delivery import (
+    UNANSWERED,
+    Action,
+    Close,
+    Connect,
+    Delivery,
+    Phase,
+    Refuse,
+    Send,
+)
 from agent.errors import RecordRefused, SinkUnavailable
 from agent.telemetry import Metrics, event
 
@@ -20,7 +30,6 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 """Between two looks at whether Kafka still answers, when nothing else is due."""
-UNANSWERED = "unanswered"
 
 
 class Topic(Protocol):
@@ -35,7 +44,7 @@ class Topic(Protocol):
 class Sink(Protocol):
     """A living producer for one topic.
 
-    ``send`` may be called again before it returns, at most ``delivery.WINDOW`` times for one
+    ``send`` may be called again before it returns, at most ``core.lanes.WINDOW`` times for one
     partition, and then keeps that partition's order. It returns when every replica has the
     batch, waits for as long as that takes, and raises ``RecordRefused`` or ``SinkUnavailable``,
     after which only ``close`` may be called. ``close`` never raises and is bounded in time.
@@ -43,6 +52,13 @@ class Sink(Protocol):
 
     @property
     def topic(self) -> Topic: ...
+    @property
+    def throttled_s(self) -> float:
+        """Return how long brokers have asked to be left alone, in all."""
+
+    def ease(self, backoff_s: float) -> None:
+        """Let ``backoff_s`` pass between tries of its own, while nobody answers."""
+
     async def send(self, batch: Batch) -> int: ...
     async def close(self) -> None: ...
 
@@ -56,10 +72,11 @@ class Outlet:
     Args:
         name: ``events`` or ``dead_letters``; a label in metrics and logs.
         connect: Make a sink. Raises ``SinkUnavailable``.
+        quiet: While the topic changes its number of partitions: what is sealed for the old one has
+            been admitted, and nothing more is sealed, until the end of the block.
         settled: Called once for each batch that Kafka has, with its first ``kafka_offset`` and
             the seconds from being handed over to the acknowledgement.
         refused: Called once for a single record that Kafka will never take, with the reason.
-        ack_age_max_s: A batch that is out for longer makes the outlet a problem.
     """
 
     def __init__(
@@ -68,9 +85,9 @@ class Outlet:
         delivery: Delivery,
         connect: Callable[[], Awaitable[Sink]],
         *,
+        quiet: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         settled: Callable[[Batch, int, float], None],
         refused: Callable[[Batch, str], None],
-        ack_age_max_s: float,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -81,9 +98,9 @@ class Outlet:
         self.empty = asyncio.Event()
         self.empty.set()
         self._connect = connect
+        self._quiet = quiet
         self._settled = settled
         self._refused = refused
-        self._ack_age_max_s = ack_age_max_s
         self._clock = clock
         self._metrics = metrics
         self._sink: Sink | None = None
@@ -97,15 +114,6 @@ class Outlet:
         self.empty.clear()
         self._carry_out(self.delivery.admit(batch))
 
-    def withdraw(self) -> list[Batch]:
-        """Give back what waits, if its topic cannot be reached; nothing of it is on its way."""
-        delivery = self.delivery
-        if delivery.reason is None or delivery.phase not in (Phase.DOWN, Phase.CONNECTING):
-            return []
-        queued = delivery.withdraw()
-        self.empty.set()
-        return queued
-
     async def run(self) -> None:
         """Let time pass for the machine: connect, retire and try again when it is due."""
         while True:
@@ -116,7 +124,7 @@ class Outlet:
             self._wake.clear()  # after: carrying out wakes too, and the tick was for this turn
             due_s = self.delivery.due_s
             wait_s = LOOK_S if due_s is None else max(0.0, due_s - self._clock.monotonic())
-            await wait_event(self._wake, wait_s)
+            await wait_event(self._wake, min(wait_s, LOOK_S))
 
     async def close(self) -> None:
         """Let go of the producer and of what is on its way."""
@@ -133,8 +141,7 @@ class Outlet:
         """Return why nothing can be delivered just now, or None."""
         if self.delivery.phase is not Phase.LIVE:
             return self.delivery.reason or "connecting"
-        # With every broker away nothing fails: batches just stay unanswered.
-        return UNANSWERED if self.delivery.oldest_pending_s() > self._ack_age_max_s else None
+        return self.delivery.outage
 
     def status(self) -> dict[str, object]:
         """Return what an operator asks first; plain values only."""
@@ -144,11 +151,15 @@ class Outlet:
             "problem": self.problem,
             "breaker": delivery.breaker.state.value,
             "batches_queued": delivery.queued,
-            "oldest_unacknowledged_s": round(delivery.oldest_pending_s(), 3),
+            "unanswered_s": round(delivery.silence_s(), 3),
         }
 
     def _look(self) -> None:
         """Say when answers stay away, and when they come again: no send tells of that."""
+        if self._sink is not None and self.delivery.silence_s() > 0:
+            self._sink.ease(self.delivery.client_backoff_s())
+        if self.delivery.phase is not Phase.LIVE:
+            return
         if self.problem == UNANSWERED:
             self._say(UNANSWERED)
         elif self._said == UNANSWERED and self.problem is None:
@@ -189,7 +200,10 @@ class Outlet:
             self._say(unavailable.reason, str(unavailable))
             self._carry_out(self.delivery.connect_failed(unavailable.reason))
             return
-        self._sink, self.topic = sink, sink.topic
+        self._sink = sink
+        fewer = self.topic is not None and self.topic.partitions > sink.topic.partitions
+        async with self._quiet() if fewer else nullcontext():
+            self.topic = sink.topic
         self.described.set()
         self._say(None)
         self._carry_out(self.delivery.connected(sink.topic.partitions))
@@ -206,7 +220,7 @@ class Outlet:
         self._carry_out(self.delivery.closed())
 
     async def _send(self, sink: Sink, batch: Batch) -> None:
-        started_s = self._clock.monotonic()
+        started_s, throttled_s = self._clock.monotonic(), sink.throttled_s
         try:
             kafka_offset = await sink.send(batch)
         except RecordRefused as refused:
@@ -219,7 +233,9 @@ class Outlet:
                 self._carry_out(self.delivery.failed(batch, unavailable.reason))
         else:
             if sink is self._sink:
-                actions = self.delivery.acked(batch)
+                throttled_s = sink.throttled_s - throttled_s
+                self._metrics.throttled_seconds.labels(self.name).inc(throttled_s)
+                actions = self.delivery.acked(batch, throttled=throttled_s > 0)
                 self._settled(batch, kafka_offset, self._clock.monotonic() - started_s)
                 self._carry_out(actions)
 

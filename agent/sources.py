@@ -15,9 +15,12 @@ from agent.harvester import Followed, Harvester, Truncated
 from agent.opener import Descriptor, Refused
 from agent.registry import Registry
 from agent.telemetry import Metrics, event
+from agent.turns import Turns
 
 log = logging.getLogger(__name__)
 
+ROOM_S = 0.05
+"""Between two looks at whether a file may be closed, so that another can be opened."""
 OPENINGS_A_TURN = 32
 """Files opened between two chunks, so that a tree of 50,000 does not hold up what is read."""
 
@@ -40,9 +43,11 @@ class Sources:
         line_bytes_max: int,
         descriptors_max: int,
         start_at_end: bool,
+        turns: Turns,
         metrics: Metrics,
     ) -> None:
         self.registry = registry
+        self.turns = turns
         self._open_file = open_file
         self._line_bytes_max = line_bytes_max
         self._descriptors_max = descriptors_max
@@ -53,7 +58,6 @@ class Sources:
         self._by_path: dict[str, Followed] = {}
         self._unreadable: dict[str, str] = {}  # path -> reason, as last said
         self._openings: deque[Found] = deque()
-        self._ready: OrderedDict[Followed, None] = OrderedDict()
         self._open: OrderedDict[Followed, None] = OrderedDict()  # least recently read first
         self._ends: dict[Followed, int] | None = None  # how far to read before a stop; None: on
         self._failing: list[Followed] = []  # could not be read: again after the next scan
@@ -75,7 +79,7 @@ class Sources:
                 self.registry.lose(followed)
         for followed in [f for f in self._open if f.seen is None and self._drained(f)]:
             self._close(followed)
-        self._ready.update(dict.fromkeys(f for f in self._failing if f.harvester is not None))
+        self.turns.add(*(f for f in self._failing if f.harvester is not None))
         self._failing.clear()
         self._scanned = True
         self._openings = deque(todo.open)
@@ -96,10 +100,9 @@ class Sources:
             if not self._is_open(self._openings[0].seen) and not self._room():
                 break
             self._wake(self._openings.popleft().seen)
-        if not self._ready:
-            return None
-        followed, _ = self._ready.popitem(last=False)
-        self._open.move_to_end(followed)
+        followed = self.turns.take()
+        if followed is not None:
+            self._open.move_to_end(followed)
         return followed
 
     def read(self, followed: Followed) -> Piece | Truncated | None:
@@ -118,10 +121,11 @@ class Sources:
         """Give ``followed`` another turn, after the others."""
         assert followed.harvester is not None
         if self._ends is None or followed.harvester.cursor.start < self._ends.get(followed, 0):
-            self._ready[followed] = None
+            self.turns.add(followed)
 
     def limit(self) -> None:
         """Read no file further than it reaches now: a stop must not chase apps that write on."""
+        self.turns.hurry()
         self._ends = {f: f.harvester.file.size() for f in self._open if f.harvester is not None}
 
     def truncated(self, followed: Followed) -> None:
@@ -139,23 +143,29 @@ class Sources:
     @property
     def idle(self) -> bool:
         """Return whether nothing is known to be left to open or to read."""
-        return not (self._hints or self._openings or self._ready)
+        return not (self._hints or self._openings or len(self.turns))
+
+    def wait_s(self, idle_s: float) -> float:
+        """Return how long until there is something to do; ``idle_s`` if nobody knows."""
+        if self._hints or (self._openings and not self.waiting):
+            return 0.0
+        return self.turns.wait_s(ROOM_S if self._openings else idle_s)
 
     @property
     def waiting(self) -> bool:
         """Return whether all there is to do is to open files for which there is no room."""
-        return not (self._hints or self._ready) and len(self._open) >= self._descriptors_max
+        return not (self._hints or self.turns.ready) and len(self._open) >= self._descriptors_max
 
     def open_files(self) -> list[Followed]:
         return list(self._open)
 
     def _hinted(self, path: str | None) -> None:
         if path is None:
-            self._ready.update(dict.fromkeys(self._open))
+            self.turns.add(*self._open)
             return
         followed = self._by_path.get(path)
         if followed is not None and followed.harvester is not None:
-            self._ready[followed] = None
+            self.turns.add(followed)
             return
         seen = followed.seen if followed is not None else self.registry.strangers.at(path)
         if seen is not None:
@@ -166,7 +176,7 @@ class Sources:
         followed = self._by_key.get(seen.key)
         if followed is not None and followed.harvester is not None:
             self._see(followed, seen)
-            self._ready[followed] = None
+            self.turns.add(followed)
             return
         opened = self._open_file(seen.path)
         if isinstance(opened, Refused):
@@ -189,7 +199,7 @@ class Sources:
             file.close()  # it was gone, is back, and was never let go of
             known.harvester.gone_at = None
             self._see(known, seen)
-            self._ready[known] = None
+            self.turns.add(known)
             return
         if known is None and (links := file.links()) > 1:
             file.close()  # one of its names may be another client's
@@ -212,7 +222,7 @@ class Sources:
         if self._ends is not None:
             self._ends[followed] = file.size()
         self._open[followed] = None
-        self._ready[followed] = None
+        self.turns.add(followed)
 
     def _see(self, followed: Followed, seen: Seen) -> None:
         if followed.seen is not None and self._by_path.get(followed.seen.path) is followed:
@@ -228,7 +238,7 @@ class Sources:
             del self._by_path[followed.seen.path]
         self.registry.lose(followed)
         if followed.harvester is not None:
-            self._ready[followed] = None  # one more look at what its descriptor holds
+            self.turns.add(followed)  # one more look at what its descriptor holds
 
     def _is_open(self, seen: Seen) -> bool:
         followed = self._by_key.get(seen.key)
@@ -246,7 +256,7 @@ class Sources:
     def _drained(self, followed: Followed) -> bool:
         harvester = followed.harvester
         assert harvester is not None
-        return not (followed in self._ready or harvester.more or harvester.ledger.in_flight_bytes)
+        return not (followed in self.turns or harvester.more or harvester.ledger.in_flight_bytes)
 
     def _close(self, followed: Followed) -> None:
         assert followed.harvester is not None

@@ -30,21 +30,22 @@ def opened(
     path: Path,
     synchronous: Literal["NORMAL", "FULL"],
     prepare: Callable[[sqlite3.Connection], T],
-    damaged: Callable[[str], None],
+    damaged: Callable[[str, Path], None],
 ) -> T:
     """Open ``path`` and return what ``prepare`` makes of the connection.
 
     A damaged file is put aside as ``*.damaged``, the latest one only, for whoever wants to know
-    why; ``damaged`` is told, and an empty one takes its place. ``prepare`` may find damage too: it
-    raises ``sqlite3.DatabaseError``. Raises ``sqlite3.Error`` or ``OSError`` for the rest.
+    why; ``damaged`` is told why and where it lies, and an empty one takes its place. ``prepare``
+    may find damage too: it raises ``sqlite3.DatabaseError``.
+
+    Raises ``sqlite3.Error`` or ``OSError`` for what is no damage.
     """
     try:
         return _try(path, synchronous, prepare)
     except (sqlite3.DatabaseError, UnicodeError) as error:  # SQLite quotes what it cannot parse
         if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _NOT_DAMAGE:
             raise
-        _put_aside(path)
-        damaged(str(error))
+        damaged(str(error), _put_aside(path))
         return _try(path, synchronous, prepare)
 
 
@@ -70,8 +71,15 @@ def _check(connection: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError(found)
 
 
-def _put_aside(path: Path) -> None:
+def aside_of(path: Path) -> Path:
+    return path.with_name(path.name + ".damaged")
+
+
+def _put_aside(path: Path) -> Path:
+    aside = aside_of(path)
     for suffix in ("", "-wal", "-shm"):
+        aside.with_name(aside.name + suffix).unlink(missing_ok=True)  # of the one before
         part = path.with_name(path.name + suffix)
         if part.exists():
-            part.replace(path.with_name(path.name + ".damaged" + suffix))
+            part.replace(aside.with_name(aside.name + suffix))
+    return aside

@@ -9,8 +9,9 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import sqlite_utils
 
@@ -31,6 +32,7 @@ class Store:
         self._lock_fd = lock_fd
         self._inside = threading.Lock()
         self._stored = {_key(c): c.watermark for c in self.load()}
+        self._spooled = self.spooled()
 
     @classmethod
     def open(cls, state_dir: Path, node: str) -> "Store":
@@ -60,8 +62,15 @@ class Store:
         """Return every checkpoint, tombstones included."""
         return [database.checkpoint_of(row) for row in self._database["checkpoints"].rows]
 
-    def save(self, checkpoints: Iterable[Checkpoint], forgotten: Iterable[Checkpoint] = ()) -> None:
+    def save(
+        self,
+        checkpoints: Iterable[Checkpoint],
+        forgotten: Iterable[Checkpoint] = (),
+        spooled: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    ) -> None:
         """Commit all of ``checkpoints``, and delete ``forgotten`` tombstones, or do neither.
+
+        ``spooled`` is how far each queue of the spool reaches, on which these checkpoints rely.
 
         A row behind the stored one of its generation is left out (invariant 2): a file that comes
         back after its copy was read on is read again, and its settled bytes stay settled.
@@ -73,11 +82,18 @@ class Store:
             with self._inside, connection:
                 connection.executemany(database.UPSERT, [database.row_of(c) for c in rows])
                 connection.executemany(database.DELETE, gone)
+                if spooled != self._spooled:
+                    connection.executemany(database.PUT_META, database.meta_of(spooled))
         except sqlite3.Error as error:
             raise StoreError(f"checkpoint commit: {error}") from error
+        self._spooled = dict(spooled)
         self._stored.update((_key(c), c.watermark) for c in rows)
         for key in gone:
             self._stored.pop(key, None)
+
+    def spooled(self) -> dict[str, tuple[int, int]]:
+        """Return how far the spool's queues reached at the last commit."""
+        return database.spooled_of(self._database.table("meta").rows)
 
     def close(self) -> None:
         self._database.conn.close()

@@ -65,11 +65,21 @@ class Metrics:
         self.dead_letters_delivered = self._counter(
             "dead_letters_delivered", "Dead letters that Kafka acknowledged with acks=all."
         )
-        self.dead_letters_stored = self._gauge(
-            "dead_letters_stored", "Dead letters on this node's disk that their topic has not got."
+        self.spool_records = self._gauge(
+            "spool_records", "Records on this node's disk that Kafka has not got.", sink=SINKS
         )
-        self.dead_letters_stored_bytes = self._gauge(
-            "dead_letters_stored_bytes", "Their bytes, compressed. At most dlq.store_bytes_max."
+        self.spool_bytes = self._gauge("spool_bytes", "Their bytes, compressed.", sink=SINKS)
+        self.spooled = self._counter(
+            "spooled", "Records put by in the spool, which settles them.", sink=SINKS
+        )
+        self.replayed = self._counter(
+            "replayed", "Records that left the spool for Kafka.", sink=SINKS
+        )
+        self.spool_dropped = self._counter(
+            "spool_dropped", "Records dropped as spool.when_full says: lost.", sink=SINKS
+        )
+        self.spool_lost = self._counter(
+            "spool_lost", "Records that a damaged spool does not give back.", sink=SINKS
         )
         self.batches_delivered = self._counter(
             "batches_delivered", "Batches that Kafka acknowledged.", sink=SINKS
@@ -82,13 +92,17 @@ class Metrics:
             "ack_seconds", "From sending a batch to its answer.", ACK_BUCKETS_S, sink=SINKS
         )
         self.in_flight_events = self._gauge(
-            "in_flight_events", "Events read and not settled. At most in_flight.events_max."
+            "in_flight_events",
+            "Events read and not settled. At most in_flight.events_max, of files and of the spool.",
         )
         self.in_flight_bytes = self._gauge(
-            "in_flight_bytes", "Bytes read and not settled. At most in_flight.bytes_max."
+            "in_flight_bytes", "Bytes read and not settled. As above, in_flight.bytes_max."
         )
         self.lag_bytes = self._gauge(
             "lag_bytes", "Bytes on disk above the watermark, all files. Alert on this one."
+        )
+        self.clients_slowed = self._gauge(
+            "clients_slowed", "Clients whose files wait, for they make too many dead letters."
         )
         self.files = self._gauge("files", "Known files.", state=FILE_STATES)
         self.checkpoint_commits = self._counter("checkpoint_commits", "Checkpoints written.")
@@ -100,6 +114,9 @@ class Metrics:
         )
         self.send_failures = self._counter(
             "send_failures", "Batches to be sent again.", sink=SINKS, reason=SEND_FAILURES
+        )
+        self.throttled_seconds = self._counter(
+            "throttled_seconds", "How long brokers asked to be left alone (quotas).", sink=SINKS
         )
         self.sink_up = self._gauge("sink_up", "1 while Kafka answers, else 0.", sink=SINKS)
         self.generations = self._counter(

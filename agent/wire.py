@@ -9,8 +9,8 @@ Format: https://kafka.apache.org/documentation/#recordbatch
 """
 
 import struct
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 from aiokafka.record._crecords.cutil import crc32c_cython
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
@@ -20,6 +20,7 @@ from agent.core.batch import Batch
 from agent.core.ledger import Chunk
 
 Headers = list[tuple[str, bytes]]
+T = TypeVar("T")
 
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _ATTRIBUTES_AT = struct.calcsize(">qiibI")
@@ -145,6 +146,42 @@ def records(batch: Batch) -> list[Record]:
         Record(record.timestamp, record.key, record.value or b"", _headers(record.headers))
         for record in DefaultRecordBatch(bytes(stamp(batch, -1, -1, -1)))
     ]
+
+
+def in_file_order(chosen: Iterable[tuple[T, Record]]) -> list[tuple[T, Record]]:
+    """Sort records, each with what belongs to it, as their lines stand in their files."""
+    return sorted(chosen, key=lambda entry: _place(entry[1]))
+
+
+def _place(record: Record) -> tuple[bytes, int, int]:
+    source = dict(record.headers).get("source", b"")
+    _, source_id, generation, start, *_ = (*source.split(b";"), b"0", b"0", b"0", b"0")
+    return source_id, int(generation or 0), int(start or 0)
+
+
+def repartition(
+    batches: Iterable[Batch],
+    partition_of: Callable[[bytes | None, int], int],
+    codec: Codec,
+    bytes_max: int,
+) -> list[Batch]:
+    """Seal the records of ``batches`` anew, in file order, for partitions that are not theirs.
+
+    ``partition_of`` is asked with a record's key and its partition so far. The batches hold no
+    chunks: which lines they settle is for the caller to say.
+    """
+    fresh: dict[int, Builder] = {}
+    sealed: list[Batch] = []
+    records_of = ((batch, record) for batch in batches for record in records(batch))
+    for batch, record in in_file_order(records_of):
+        partition = partition_of(record.key, batch.partition)
+        builder = fresh.get(partition)
+        if builder is None or not builder.append(*record):
+            if builder is not None:
+                sealed.append(builder.seal(codec))
+            builder = fresh[partition] = Builder(partition, bytes_max, batch.opened_at_s)
+            builder.append(*record)
+    return sealed + [builder.seal(codec) for builder in fresh.values()]
 
 
 def split(batch: Batch, codec: Codec) -> tuple[Batch, Batch]:

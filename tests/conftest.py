@@ -9,11 +9,16 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from agent.demo.broker import EmbeddedKafka
 from tests import real_kafka
 
 RUN = pytest.StashKey[Path]()
+
+# How long an example takes says more of the machine than of the code: no test fails for that.
+settings.register_profile("feedback-agent", deadline=None, print_blob=True)
+settings.load_profile("feedback-agent")
 
 
 class Topics(Protocol):

@@ -4,17 +4,24 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
+from agent.builders import repartition
 from agent.core.batch import Batch
+from agent.core.breaker import Breaker, Jitter, Monotonic
+from agent.core.delivery import Delivery
 from agent.core.ledger import Chunk, Ledger
+from agent.core.policy import BreakerPolicy, RetryPolicy
 from agent.errors import RecordRefused, SinkUnavailable
-from agent.wire import HEADER_BYTES, Builder, Codec, Record, codec, records
+from agent.wire import HEADER_BYTES, Builder, Codec, Record, codec, records, reseal, split
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 PLAIN = codec("none", None)
+RETRY = RetryPolicy()
+BREAKER = BreakerPolicy()
 WALL_S = 1_700_000_000.0
 
 
@@ -101,6 +108,46 @@ def chunks_of(ledger: Ledger, *lengths: int) -> list[Chunk]:
     return made
 
 
+def settle(batch: Batch) -> None:
+    """Do what whoever hears of an acknowledgement does."""
+    for chunk in batch.chunks:
+        chunk.ledger.settle(chunk)
+
+
+def delivery_of(
+    clock: Monotonic,
+    *,
+    retry: RetryPolicy = RETRY,
+    breaker: BreakerPolicy = BREAKER,
+    compressed: Codec = PLAIN,
+    jitter: Jitter = lambda: 0.5,
+    retire_s: float = 10.0,
+    bytes_per_s_max: float | None = None,
+    absent_s: float = 30.0,
+) -> Delivery:
+    """Return a delivery machine that connects at once."""
+    return Delivery(
+        retry,
+        Breaker(breaker, clock, jitter),
+        split=partial(split, codec=compressed),
+        repartition=partial(repartition, partitioner="crc32", codec=compressed, bytes_max=1 << 18),
+        retire_s=retire_s,
+        bytes_per_s_max=bytes_per_s_max,
+        start_s=0.0,
+        absent_s=absent_s,
+        clock=clock,
+        jitter=jitter,
+    )
+
+
+def moved(batches: list[Batch], partitions: int) -> list[Batch]:
+    """Repartition without a look at the keys: what was bound for one partition stays together."""
+    fresh = [reseal(batch, records(batch), PLAIN) for batch in batches]
+    for batch in fresh:
+        batch.partition %= partitions
+    return fresh
+
+
 def batch_of(
     *values: bytes,
     partition: int = 0,
@@ -174,6 +221,8 @@ class FakeSink:
 
     def __init__(self, kafka: FakeKafka, topic: FakeTopic) -> None:
         self.topic = topic
+        self.throttled_s = 0.0
+        self.backoff_s = 0.0
         self._kafka = kafka
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -213,6 +262,9 @@ class FakeSink:
         if failure is not None:
             raise SinkUnavailable(failure.reason)
         return kafka_offset
+
+    def ease(self, backoff_s: float) -> None:
+        self.backoff_s = backoff_s
 
     async def close(self) -> None:
         if not self._gone.done():

@@ -1,21 +1,28 @@
 """A disk, a Kafka and an agent that can die between any two steps, driven by a seed.
 
-The agent's rooms are the real ones: registry, sources, harvesters, chunker, delivery, checkpointer.
-What touches the world is replaced: files, broker, store and clock. A program of some dozens of
-steps appends, rotates, truncates, deletes, reads, delivers, commits, kills; after every step
-the invariants of the design are checked, and at the end that every line has arrived.
+The agent's rooms are the real ones: registry, sources, harvesters, chunker, intake, spoolers with
+their queues, delivery, checkpointer. What touches the world is replaced: files, broker, store and
+clock. The intake and the two spoolers are tasks that a program drives by hand from one await to
+the next, so that anything may happen while a thread works for them. A program of some dozens of
+steps appends, rotates, truncates, deletes, reads, delivers, spools, replays, commits, kills; after
+every step the invariants of the design are checked, and at the end that every line has arrived.
 """
 
+import asyncio
 import random
 import re
+import sqlite3
 from collections import defaultdict
-from typing import NamedTuple, cast
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agent import wire
-from agent.builders import Builders
+from agent import spool, wire
+from agent.builders import Builders, Stream, repartition
 from agent.checkpoints import Checkpointer
 from agent.chunk import Chunker, ChunkPolicy
 from agent.core.batch import Batch, Pace
@@ -23,6 +30,8 @@ from agent.core.breaker import Breaker
 from agent.core.delivery import Action, Close, Connect, Delivery, Phase, Refuse, Send
 from agent.core.discovery import Scan, Seen
 from agent.core.identity import Birth, Checkpoint
+from agent.core.ledger import Row
+from agent.core.partition import crc32_partition
 from agent.core.policy import (
     MIB,
     BatchPolicy,
@@ -31,20 +40,35 @@ from agent.core.policy import (
     RetryPolicy,
     SchemaPolicy,
 )
-from agent.core.quota import InFlight
+from agent.core.quota import Allowances, InFlight
 from agent.core.record import RecordPolicy
+from agent.core.seam import TAIL_SHARE, Mode
 from agent.harvester import Harvester
-from agent.intake import Worker
+from agent.intake import Intake, Turn, Worker
 from agent.opener import Descriptor, Refused
+from agent.queue import Limits, Queue
 from agent.registry import Registry
+from agent.sink import Outlet
 from agent.sources import Sources
-from agent.telemetry import Metrics
+from agent.spooler import Spooler, SpoolRules
+from agent.telemetry import SINKS, Metrics
+from agent.turns import Turns
 from tests.fakes import FakeClock, FakeTopic, InlineExecutor
 
 PARTITIONS = 6
 EVENTS_MAX = 24
 CHUNK_BYTES = 200  # two lines: several chunks of a file are in flight at once
+CHUNK_LINES_MAX = CHUNK_BYTES // 15
+READ_RECORDS = 6
+ROWS_MAX = 8
+"""Of what is replayed, in flight at once: less than of lines, so that it is reached."""
+STALE_S = 20.0
+ABSENT_S = 5.0
+PAUSES = 0.2
+"""How often a task stands still before or after what a thread does for it."""
 PATHS = ("acme/a.jsonl", "acme/b.jsonl", "globex/a.jsonl")
+
+T = TypeVar("T")
 
 Life = tuple[int, int]
 """One content of one file: which inode ever made, and how often it was truncated before."""
@@ -95,11 +119,15 @@ class OpenFile:
 
 
 class Broker:
-    """A topic's partitions, and the sequence rule of real Kafka for each producer."""
+    """Two topics' partitions, and the sequence rule of real Kafka for each producer."""
 
     def __init__(self) -> None:
         self.down = False
-        self.log: defaultdict[tuple[str, int], list[int]] = defaultdict(list)  # line numbers
+        self.partitions = dict.fromkeys(SINKS, PARTITIONS)
+        self.made = 0  # how often a topic was made anew
+        # Line numbers by topic, which one of that name, and partition: all, and first deliveries.
+        self.log: defaultdict[tuple[str, int, int], list[int]] = defaultdict(list)
+        self.first: defaultdict[tuple[str, int, int], list[int]] = defaultdict(list)
         self.arrived: set[int] = set()
         self.broken: set[tuple[int, int]] = set()  # (producer, partition) after a failed batch
         self.proven: set[tuple[int, int]] = set()
@@ -110,11 +138,17 @@ class Broker:
         if key in self.broken and key in self.proven:
             return False
         self.proven.add(key)
-        for record in wire.records(batch):
-            number = number_of(record.value)
-            self.log[topic, batch.partition].append(number)
+        for number in numbers_of(batch):
+            self.log[topic, self.made, batch.partition].append(number)
+            if number not in self.arrived:
+                self.first[topic, self.made, batch.partition].append(number)
             self.arrived.add(number)
         return True
+
+    def make_again(self, partitions: int) -> None:
+        """Delete the topics and make them with another number of partitions."""
+        self.made += 1
+        self.partitions = dict.fromkeys(SINKS, partitions)
 
 
 class Sent(NamedTuple):
@@ -125,51 +159,73 @@ class Sent(NamedTuple):
 class Exit:
     """One outlet as the loop drives it: the machine, one producer's life, what is on the wire."""
 
-    def __init__(self, topic: str, world: "World", node: "Node") -> None:
-        self.topic = topic
+    def __init__(self, name: str, world: "World", node: "Node", absent_s: float) -> None:
+        self.name = name
         self.world = world
         self.node = node
+        self.topic: FakeTopic | None = None
         self.delivery = Delivery(
-            RetryPolicy(backoff_s=1.0, backoff_max_s=2.0),
-            Breaker(BreakerPolicy(cooldown_s=3.0), world.clock.monotonic),
+            RetryPolicy(
+                backoff_s=1.0, backoff_max_s=2.0, attempts_max=2 if name == "events" else 1
+            ),
+            Breaker(
+                BreakerPolicy(cooldown_s=3.0, ack_age_max_s=8.0),
+                world.clock.monotonic,
+                world.random.random,
+            ),
             split=lambda batch: wire.split(batch, PLAIN),
+            repartition=partial(repartition, partitioner="crc32", codec=PLAIN, bytes_max=4096),
             retire_s=5.0,
+            bytes_per_s_max=None,
+            start_s=world.start_s,
+            absent_s=absent_s,
             clock=world.clock.monotonic,
             jitter=world.random.random,
         )
         self.producer = world.next_producer()
         self.on_wire: list[Sent] = []
+        self.pending: Callable[[], None] | None = None  # what answers later
+
+    def admit(self, batch: Batch) -> None:
+        self.do(self.delivery.admit(batch))
 
     def do(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Send(batch):
                     assert self.delivery.phase is Phase.LIVE
-                    self.world.check_generations(batch)
+                    self.world.check_sent(self, batch)
                     self.on_wire.append(Sent(batch, appended=False))
                 case Connect():
-                    up = not self.world.broker.down
-                    self.producer = self.world.next_producer()
-                    machine = self.delivery
-                    self.do(machine.connected(PARTITIONS) if up else machine.connect_failed("x"))
+                    self._later(self._connected)
                 case Close():
-                    self.world.crashed_or_retired(self.node)
+                    self.world.retired(self.on_wire)
                     self.on_wire.clear()
-                    self.do(self.delivery.closed())
+                    self._later(lambda: self.do(self.delivery.closed()))
                 case Refuse():
                     raise AssertionError("nothing is refused here")
+
+    def tick(self) -> None:
+        if self.pending is not None:
+            answer, self.pending = self.pending, None
+            answer()
+        else:
+            self.do(self.delivery.tick())
 
     def deliver(self) -> None:
         """Let everything that is on the wire arrive and be acknowledged, and what follows it."""
         while self.on_wire:
             sent = self.on_wire.pop(0)
             broker = self.world.broker
-            if sent.appended or broker.append(self.topic, self.producer, sent.batch):
-                actions = self.delivery.acked(sent.batch)
-                self.node.checkpointer.settle(sent.batch)
-                self.do(actions)
+            if sent.appended or broker.append(self.name, self.producer, sent.batch):
+                self.acked(sent.batch)
             else:
                 self.do(self.delivery.failed(sent.batch, "sequence"))
+
+    def acked(self, batch: Batch) -> None:
+        actions = self.delivery.acked(batch)
+        self.node.checkpointer.settle(batch.chunks)
+        self.do(actions)
 
     def first_of(self, partition: int, *, appended: bool) -> Sent | None:
         """Return the oldest batch on the wire to ``partition``, if it stands where asked for."""
@@ -180,8 +236,128 @@ class Exit:
             )
         return sent if sent is not None and sent.appended == appended else None
 
+    def _later(self, answer: Callable[[], None]) -> None:
+        if self.world.random.random() < PAUSES and not self.world.calm:
+            self.pending = answer
+        else:
+            answer()
+
+    def _connected(self) -> None:
+        broker = self.world.broker
+        self.producer = self.world.next_producer()
+        if broker.down:
+            self.do(self.delivery.connect_failed("x"))
+        else:
+            self.topic = FakeTopic(broker.partitions[self.name], MIB)
+            self.do(self.delivery.connected(self.topic.partitions))
+
+
+class WatchedQueue(Queue):
+    """The real queue. A connection in memory that outlives the node stands for the disk."""
+
+    def __init__(self, name: str, world: "World") -> None:
+        super().__init__(world.database, name, world.bounds.get(name, (0, 0)), Path())
+        assert self.lost == 0, f"{self.lost} records of {name} are missing"
+        self._world = world
+        self._rows = world.rows[name]
+
+    def full(self, limits: Limits) -> str | None:
+        return "disk_free_min" if self._world.disk_full else super().full(limits)
+
+    def put(self, batches: Iterable[Batch]) -> None:
+        at, batches = self.end, list(batches)
+        super().put(batches)
+        for batch in batches:
+            self._world.check_generations(batch)
+            self._rows[at] = numbers_of(batch)
+            self._world.spooled.update(self._rows[at])
+            at += batch.count
+
+    def drop_below(self, seq: int) -> None:
+        for start in [start for start in self._rows if start < seq]:
+            for number in self._rows.pop(start):
+                assert number in self._world.broker.arrived | self._world.excused, (
+                    f"line {number} left the spool and never arrived"
+                )
+        super().drop_below(seq)
+
+    def drop_oldest(self, start: int, bytes_min: int) -> int:
+        held = {stored.seq for stored in self.oldest(start, self.end) if stored.batch is not None}
+        dropped = super().drop_oldest(start, bytes_min)
+        left = {stored.seq for stored in self.oldest(start, self.end) if stored.batch is not None}
+        doomed = [number for seq in held - left for number in self._rows[seq]]
+        assert dropped == len(doomed), "what is dropped is counted"
+        self._world.excused.update(doomed)
+        self._world.dropped.update(doomed)
+        return dropped
+
+
+class Pause:
+    """Awaited by a task that stands still until a program goes on with it."""
+
+    def __await__(self) -> Generator[None]:
+        yield
+
+
+class Turnstile:
+    """A lock for tasks without an event loop."""
+
+    def __init__(self) -> None:
+        self.taken = False
+
+    async def __aenter__(self) -> None:
+        while self.taken:
+            await Pause()
+        self.taken = True
+
+    async def __aexit__(self, *_: object) -> None:
+        self.taken = False
+
+
+class Task:
+    """One of the event loop's tasks, begun again and again."""
+
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        self._begin = begin
+        self._running: Coroutine[Any, Any, object] | None = None
+
+    @property
+    def resting(self) -> bool:
+        return self._running is None
+
+    def go_on(self) -> None:
+        """Let it run until it stands still or is done."""
+        if self._running is None:
+            self._running = self._begin()
+        try:
+            self._running.send(None)
+        except StopIteration:
+            self._running = None
+
+    def kill(self) -> None:
+        if self._running is not None:
+            self._running.close()
+
 
 PLAIN = wire.codec("none", None)
+
+
+class _Checkpointer(Checkpointer):
+    """Commits where the real one would hand over to its thread."""
+
+    def __init__(self, node: "Node", in_flight: InFlight, world: "World") -> None:
+        super().__init__(
+            lambda rows, forgotten: None,
+            InlineExecutor(),
+            in_flight,
+            committed=lambda: None,
+            clock=world.clock,
+            metrics=world.metrics,
+        )
+        self._node = node
+
+    async def flush(self) -> None:
+        self._node.commit()
 
 
 class Node:
@@ -190,16 +366,9 @@ class Node:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.in_flight = InFlight(InFlightPolicy(events_max=EVENTS_MAX, bytes_max=MIB))
-        self.events = Exit("events", world, self)
-        self.dead_letters = Exit("dead_letters", world, self)
-        self.checkpointer = Checkpointer(
-            lambda rows, forgotten: None,
-            InlineExecutor(),
-            self.in_flight,
-            committed=lambda: None,
-            clock=world.clock,
-            metrics=world.metrics,
-        )
+        self.epochs: dict[int, int] = {}  # harvester -> the truncations its file had when it began
+        self.harvesters: list[Harvester] = []  # keeps the ids above unique
+        self.checkpointer = _Checkpointer(self, self.in_flight, world)
         self.registry = Registry(
             world.stored.values(),
             line_bytes_max=4096,
@@ -213,13 +382,55 @@ class Node:
             line_bytes_max=4096,
             descriptors_max=2,
             start_at_end=False,
+            turns=Turns(Allowances(None, 0.0, world.clock.monotonic), world.metrics),
             metrics=world.metrics,
         )
-        topic = FakeTopic(PARTITIONS, MIB)
+        self.queues = {name: WatchedQueue(name, world) for name in SINKS}
+        self.ways = self._way("events"), self._way("dead_letters")
+        self.exits = tuple(cast(Exit, way.outlet) for way in self.ways)
+        self.worker = Worker(self.sources, self._chunker())
+        self.intake = Intake(
+            self.worker,
+            self._in_worker,
+            ways=self.ways,
+            checkpointer=self.checkpointer,
+            in_flight=self.in_flight,
+        )
+        self.intake._turning = cast(asyncio.Lock, Turnstile())
+        self.reading = Task(self.intake.turn)
+        self.spooling = [Task(partial(_turn_of, way)) for way in self.ways]
+
+    def _way(self, name: str) -> Spooler:
+        world, queue = self.world, self.queues[name]
+        absent_s = 0.0 if queue.records else ABSENT_S
+        way = Spooler(
+            cast(Outlet, Exit(name, world, self, absent_s)),
+            queue,
+            self._in_store,
+            world.rules[name],
+            in_flight=InFlight(InFlightPolicy(events_max=ROWS_MAX, bytes_max=MIB)),
+            settle=self.checkpointer.settle,
+            changed=lambda: None,
+            metrics=world.metrics,
+        )
+        way._busy = cast(asyncio.Lock, Turnstile())
+        self.checkpointer.tell(way.ledger, way.moved)
+        return way
+
+    def _chunker(self) -> Chunker:
         pace = Pace(BatchPolicy(records_max=2, age_min_s=0.5))
-        builders = [
-            Builders(lambda: topic, PLAIN, pace, bytes_max=4096, partitioner="crc32")
-            for _ in range(2)
+        streams = [
+            Stream(
+                Builders(
+                    partial(getattr, way.outlet, "topic"),
+                    PLAIN,
+                    pace,
+                    bytes_max=4096,
+                    partitioner="crc32",
+                ),
+                Builders(lambda: None, PLAIN, pace, bytes_max=4096, partitioner="none"),
+            )
+            for way in self.ways
         ]
         policy = ChunkPolicy(
             node="n1",
@@ -228,38 +439,53 @@ class Node:
             line_bytes_max=4096,
             event_time=False,
         )
-        chunker = Chunker(policy, *builders, clock=world.clock, metrics=world.metrics)
-        self.worker = Worker(self.sources, chunker)
-        self.epochs: dict[int, int] = {}  # harvester -> the truncations its file had when it began
-        self.harvesters: list[Harvester] = []  # keeps the ids above unique
+        return Chunker(policy, *streams, clock=self.world.clock, metrics=self.world.metrics)
 
-    def turn(self) -> None:
-        """Read as the intake does: if there is room, and hand over what was made."""
-        if self.in_flight.full:
-            sealed = self.worker.chunker.seal_all()
-        else:
-            turn = self.worker.turn()
-            sealed = turn.sealed
-            if turn.chunk is not None:
-                assert turn.harvester is not None
-                self.world.note(turn.harvester, turn.chunk.start, turn.chunk.end)
-                self.checkpointer.reserve(turn.harvester, turn.chunk)
-            self.checkpointer.put(turn.changes.rows, turn.changes.forgotten)
-            if turn.changes.begun:
-                self.commit()
-        self.admit(sealed.events, sealed.dead_letters)
+    async def _in_worker(self, work: Callable[[], T]) -> T:
+        await self.world.pause()
+        made = work()
         for harvester in self.open_harvesters():
             if id(harvester) not in self.epochs:
                 self.harvesters.append(harvester)
                 self.epochs[id(harvester)] = inode_of(harvester).epoch
-        bound = EVENTS_MAX + CHUNK_BYTES // 15
-        assert self.in_flight.events <= bound, "invariant 4: more in flight than configured"
+        if isinstance(made, Turn) and made.chunk is not None:
+            assert made.harvester is not None
+            self.world.note(made.harvester, made.chunk.start, made.chunk.end)
+        await self.world.pause()
+        return made
 
-    def admit(self, events: list[Batch], dead_letters: list[Batch]) -> None:
-        for batch in events:
-            self.events.do(self.events.delivery.admit(batch))
-        for batch in dead_letters:
-            self.dead_letters.do(self.dead_letters.delivery.admit(batch))
+    async def _in_store(self, work: Callable[[], T]) -> T:
+        await self.world.pause()
+        done = work()
+        await self.world.pause()
+        return done
+
+    def scan(self, scan: Scan) -> None:
+        if self.reading.resting:  # else it would wait for the turn's end
+            Task(partial(self.intake.take_in, scan)).go_on()
+
+    def seal(self) -> None:
+        if self.reading.resting:
+            self.world.undisturbed(self.intake.seal)
+
+    def check_bounds(self) -> None:
+        bound = EVENTS_MAX + CHUNK_LINES_MAX
+        assert self.in_flight.events <= bound, "invariant 4: more in flight than configured"
+        for way in self.ways:
+            # What was in flight when the outage began is in flight as rows too, or is read at once.
+            assert way.in_flight.events <= max(bound, ROWS_MAX + READ_RECORDS), "invariant 4: rows"
+
+    def rest(self) -> None:
+        """Let every task come to an end; nothing stands still any more."""
+        tasks = [self.reading, *self.spooling]
+        while not all(task.resting for task in tasks):
+            for task in tasks:
+                if not task.resting:
+                    task.go_on()
+
+    def kill(self) -> None:
+        for task in (self.reading, *self.spooling):
+            task.kill()
 
     def open_harvesters(self) -> list[Harvester]:
         return [f.harvester for f in self.sources.open_files() if f.harvester is not None]
@@ -278,11 +504,17 @@ class Node:
         rows, _, passed = self.checkpointer.collect()
         for row in rows:
             self.world.store(row)
+        self.world.bounds = {name: (q.head, q.end) for name, q in self.queues.items()}
         self.checkpointer.stored(passed)
 
     def tick(self) -> None:
-        for outlet in (self.events, self.dead_letters):
-            outlet.do(outlet.delivery.tick())
+        for outlet in self.exits:
+            outlet.tick()
+
+
+async def _turn_of(way: Spooler) -> None:
+    async with way._busy:
+        await way._turn()
 
 
 def inode_of(harvester: Harvester) -> Inode:
@@ -295,8 +527,17 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)  # noqa: S311 - chance that can be had again
         self.clock = FakeClock()
-        self.metrics = Metrics(CollectorRegistry())
+        self.metrics = METRICS
         self.broker = Broker()
+        self.disk_full = False
+        self.calm = False
+        self.start_s = self.random.choice((0.0, 0.0, 4.0))
+        self.rules = {"events": self._rules(TAIL_SHARE), "dead_letters": self._rules(None)}
+        self.database = sqlite3.connect(":memory:")
+        spool._migrate(self.database, Path("spool.db"))
+        self.bounds: dict[str, tuple[int, int]] = {}  # of the queues, as the checkpoints know them
+        self.rows: dict[str, dict[int, list[int]]] = {name: {} for name in SINKS}
+        self.spooled: set[int] = set()  # lines that were ever committed in the spool
         self.files: dict[str, Inode] = {}
         self.inodes: list[Inode] = []
         self.stored: dict[tuple[str, int], Checkpoint] = {}
@@ -305,11 +546,32 @@ class World:
         self.read: set[int] = set()
         self.life_of: dict[int, Life] = {}  # line number -> the content it belongs to
         self.excused: set[int] = set()
+        self.dropped: set[int] = set()  # by a full spool: a crash may bring them back, but late
         self.excused_by_crash: set[int] = set()
         self.lines = 0
         self.copies_allowed = 0
         self._producers = 0
         self.node = Node(self)
+        self.node.tick()
+
+    def _rules(self, tail_share: float | None) -> SpoolRules:
+        bytes_max = self.random.choice((MIB, MIB, 3000))
+        return SpoolRules(
+            enabled=tail_share is None or self.random.random() < 0.9,
+            limits=Limits(bytes_max, 0.0),
+            drop_oldest=self.random.random() < 0.1,
+            tail_share=tail_share,
+        )
+
+    async def pause(self) -> None:
+        if not self.calm and self.random.random() < PAUSES:
+            await Pause()
+
+    def undisturbed(self, begin: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Run a task from its begin to its end."""
+        calm, self.calm = self.calm, True
+        Task(begin).go_on()
+        self.calm = calm
 
     def next_producer(self) -> int:
         self._producers += 1
@@ -409,7 +671,8 @@ class World:
         if before is not None and before.watermark > row.watermark:
             return  # as the store does
         for line in self.handed[key]:
-            assert line.end > row.watermark or line.number in self.broker.arrived, (
+            safe = line.number in self.broker.arrived or line.number in self.spooled
+            assert line.end > row.watermark or safe, (
                 f"invariant 1: stored {row.watermark}, but line {line.number} never arrived"
             )
         self.stored[key] = row
@@ -418,21 +681,69 @@ class World:
         """Let everything that was read arrive, and commit it."""
         node = self.node
         node.tick()
-        node.admit(*node.worker.chunker.seal_all())
-        node.events.deliver()
-        node.dead_letters.deliver()
+        node.seal()
+        for outlet in node.exits:
+            outlet.deliver()
+        for task in node.spooling:
+            task.go_on()
         node.commit()
 
-    def crashed_or_retired(self, node: Node) -> None:
-        self.copies_allowed += node.in_flight.events
+    def retired(self, on_wire: list[Sent]) -> None:
+        """What was out is unknown: what of it arrived goes twice."""
+        self.copies_allowed += sum(sent.batch.count for sent in on_wire if sent.appended)
 
     def crash(self) -> None:
-        self.crashed_or_retired(self.node)
-        self.excused |= self.excused_by_crash - self.broker.arrived
+        node = self.node
+        node.kill()
+        in_flight = [node.in_flight, *(way.in_flight for way in node.ways)]
+        self.copies_allowed += sum(count.events for count in in_flight)
+        self.excused |= self.excused_by_crash - self.broker.arrived - self.spooled
         for key, lines in self.handed.items():
             row = self.stored.get(key)
             lines[:] = [line for line in lines if row is not None and line.end <= row.watermark]
         self.node = Node(self)
+        self.node.tick()
+
+    def in_file_order(self, queue: Queue) -> bool:
+        """Return whether first deliveries are in file order if all of ``queue`` is replayed."""
+        waiting: list[tuple[bool, int]] = []
+        for stored in queue.oldest(queue.head, queue.end):
+            if stored.batch is not None:
+                parted = stored.batch.partition >= 0
+                waiting += [(parted, number) for number in numbers_of(stored.batch)]
+        sorted_first = sorted(number for parted, number in waiting if parted)
+        replayed = [*sorted_first, *(number for parted, number in waiting if not parted)]
+        known = self.broker.arrived | self.excused
+        first = [number for number in dict.fromkeys(replayed) if number not in known]
+        reached: dict[Life, int] = {}
+        for number in first:
+            if reached.get(self.life_of[number], 0) > number:
+                return False
+            reached[self.life_of[number]] = number
+        missing = self.life_of.keys() - known - set(first)
+        return all(number > reached.get(self.life_of[number], 0) for number in missing)
+
+    def check_sent(self, outlet: Exit, batch: Batch) -> None:
+        self.check_generations(batch)
+        assert outlet.topic is not None
+        for record in wire.records(batch):
+            assert record.key is not None
+            at = crc32_partition(record.key, outlet.topic.partitions)
+            assert batch.partition == at, f"{record.key!r} goes to {batch.partition}, not to {at}"
+        if not isinstance(batch.chunks[0], Row):
+            self.check_overtakes_nothing(outlet.name, batch)
+
+    def check_overtakes_nothing(self, topic: str, batch: Batch) -> None:
+        waiting: dict[Life, int] = {}
+        for numbers in self.rows[topic].values():
+            for number in numbers:
+                if number not in self.broker.arrived and number not in self.excused:
+                    life = self.life_of[number]
+                    waiting[life] = min(number, waiting.get(life, number))
+        if waiting:
+            for number in numbers_of(batch):
+                older = waiting.get(self.life_of[number], number)
+                assert older >= number, f"invariant 10: {number} sent, {older} is in the spool"
 
     def check_generations(self, batch: Batch) -> None:
         """Nothing of a later generation leaves before a crash would find its number on disk."""
@@ -443,9 +754,9 @@ class World:
             )
 
     def check_order(self) -> None:
-        for (topic, partition), log in self.broker.log.items():
+        for (topic, _, partition), log in self.broker.first.items():
             last: dict[Life, int] = {}
-            for number in dict.fromkeys(log):  # first deliveries only
+            for number in (number for number in log if number not in self.dropped):
                 life = self.life_of[number]
                 assert last.get(life, -1) < number, (
                     f"invariant 3: line {number} after {last[life]} in {topic} {partition}"
@@ -476,6 +787,9 @@ def line_of(number: int, *, bad: bool) -> bytes:
     ).encode()
 
 
+METRICS = Metrics(CollectorRegistry())
+"""Of all programs: what they count is never looked at."""
+
 _NUMBER = re.compile(rb"8000-([0-9]{12})|line ([0-9]+) is bad")
 
 
@@ -486,6 +800,10 @@ def number_of(value: bytes) -> int:
     return int(found[1] or found[2])
 
 
+def numbers_of(batch: Batch) -> list[int]:
+    return [number_of(record.value) for record in wire.records(batch)]
+
+
 STEPS = {
     "append": 20,
     "torn": 3,
@@ -494,33 +812,49 @@ STEPS = {
     "truncate": 2,
     "delete": 2,
     "scan": 12,
-    "turn": 40,
+    "turn": 45,
+    "spool": 30,
     "broker": 30,
     "ack": 30,
     "fail": 2,
-    "outage": 1,
-    "recover": 3,
+    "outage": 3,
+    "recover": 4,
+    "fill_disk": 1,
+    "empty_disk": 3,
     "commit": 20,
     "crash": 3,
-    "time": 10,
+    "make_topics_again": 2,
+    "time": 14,
     "seal": 3,
 }
+
+
+STORM = STEPS | {"spool": 45, "outage": 6, "recover": 9, "time": 30, "crash": 2}
+"""Outages come and go."""
 
 
 class Program:
     """Some dozens of random steps, then a friendly end; raises where an invariant breaks."""
 
-    def __init__(self, seed: int, length: int = 90) -> None:
+    def __init__(self, seed: int) -> None:
         self.world = World(seed)
-        chosen = self.world.random.choices(list(STEPS), list(STEPS.values()), k=length)
+        weights, length = self.world.random.choice(((STEPS, 90), (STORM, 200)))
+        chosen = self.world.random.choices(list(weights), list(weights.values()), k=length)
         self.steps = ["append", "append", "scan", *chosen]
 
     def run(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
-            for step in self.steps:
-                getattr(self, step)()
-            self.finish()
+            patch.setattr("agent.spooler.READ_RECORDS", READ_RECORDS)
+            patch.setattr("agent.core.delivery.STALE_S", STALE_S)
+            try:
+                for step in self.steps:
+                    getattr(self, step)()
+                    self.world.node.check_bounds()
+                self.finish()
+            finally:
+                self.world.node.kill()
+                self.world.database.close()
 
     def path(self) -> str:
         return self.world.random.choice(PATHS)
@@ -549,17 +883,21 @@ class Program:
         self.world.delete(self.any_path())
 
     def scan(self) -> None:
-        self.world.node.sources.apply(self.world.scan())
+        self.world.node.scan(self.world.scan())
 
     def turn(self) -> None:
-        self.world.node.turn()
+        self.world.node.reading.go_on()
+
+    def spool(self) -> None:
+        events, dead_letters = self.world.node.spooling
+        self.world.random.choice([events, events, dead_letters]).go_on()
 
     def seal(self) -> None:
-        self.world.node.admit(*self.world.node.worker.chunker.seal_all())
+        self.world.node.seal()
 
     def exit(self) -> Exit:
-        node = self.world.node
-        return self.world.random.choice([node.events, node.events, node.dead_letters])
+        events, dead_letters = self.world.node.exits
+        return self.world.random.choice([events, events, dead_letters])
 
     def broker(self) -> None:
         """A batch reaches the broker; its acknowledgement is still on the way."""
@@ -567,7 +905,7 @@ class Program:
         sent = outlet.first_of(self.world.random.randrange(PARTITIONS), appended=False)
         if sent is None or broker.down:
             return
-        if broker.append(outlet.topic, outlet.producer, sent.batch):
+        if broker.append(outlet.name, outlet.producer, sent.batch):
             outlet.on_wire[outlet.on_wire.index(sent)] = Sent(sent.batch, appended=True)
         else:
             outlet.on_wire.remove(sent)
@@ -578,9 +916,7 @@ class Program:
         sent = outlet.first_of(self.world.random.randrange(PARTITIONS), appended=True)
         if sent is not None:
             outlet.on_wire.remove(sent)
-            actions = outlet.delivery.acked(sent.batch)
-            self.world.node.checkpointer.settle(sent.batch)
-            outlet.do(actions)
+            outlet.acked(sent.batch)
 
     def fail(self) -> None:
         """The broker refuses a batch for a reason of its own, and so all that follow it."""
@@ -597,20 +933,40 @@ class Program:
     def recover(self) -> None:
         self.world.broker.down = False
 
+    def fill_disk(self) -> None:
+        self.world.disk_full = True
+
+    def empty_disk(self) -> None:
+        self.world.disk_full = False
+
     def commit(self) -> None:
         self.world.node.commit()
 
     def crash(self) -> None:
         self.world.crash()
 
+    def make_topics_again(self) -> None:
+        """Topics of another number of partitions meet the agent when it starts.
+
+        Only while the spool is in file order. What was in flight when an outage began is in the
+        order of the old partitions: a crash before the rest of it is written down too leaves holes
+        between the lines, and what fills them comes later.
+        """
+        world = self.world
+        if all(world.in_file_order(queue) for queue in world.node.queues.values()):
+            world.broker.make_again(world.random.randint(1, 2 * PARTITIONS))
+            world.crash()
+
     def time(self) -> None:
-        self.world.clock.advance(self.world.random.choice((0.1, 0.6, 2.0, 6.0)))
+        self.world.clock.advance(self.world.random.choice((0.1, 0.6, 2.0, 6.0, 10.0)))
         self.world.node.tick()
 
     def finish(self) -> None:
-        """The world turns friendly: everything on disk must arrive."""
+        """The world turns friendly, though the disk may be full: all that is on it must arrive."""
         world = self.world
         world.broker.down = False
+        world.calm = True
+        world.node.rest()
         for path in list(world.files):
             if world.files[path].torn is not None:
                 world.append(path, 1)
@@ -618,7 +974,8 @@ class Program:
             world.clock.advance(3.0)
             self.scan()
             for _ in range(8):
-                world.node.turn()
+                world.node.reading.go_on()
+            world.node.check_bounds()
             world.settle_everything()
             if world.node.sources.idle and self._quiet():
                 break
@@ -628,9 +985,13 @@ class Program:
         world.check_order()
         world.check_copies()
         world.check_all_arrived()
+        for way in world.node.ways:
+            assert way.mode is Mode.LIVE
+            assert way.status()["spooled_bytes"] == 0
 
     def _quiet(self) -> bool:
         node = self.world.node
-        queued = node.events.delivery.queued + node.dead_letters.delivery.queued
+        queued = sum(outlet.delivery.queued for outlet in node.exits)
+        spooled = sum(way.spooled_records + way.in_flight.events for way in node.ways)
         waiting = self.world.life_of.keys() - self.world.excused - self.world.read
-        return not (queued or node.in_flight.events or waiting)
+        return not (queued or spooled or node.in_flight.events or waiting)

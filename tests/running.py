@@ -169,9 +169,19 @@ class Agent:
     def not_ready(self) -> list[str]:
         """Return why /readyz answers 503, nothing where it answers 200."""
         answer = self.get("/readyz")
+        assert answer.status in {200, 503}, answer
         reasons: list[str] = json.loads(answer.body)["reasons"]
-        assert answer.status == (503 if reasons else 200), answer
-        return reasons
+        assert reasons or answer.status == 200, answer
+        return reasons if answer.status == 503 else []
+
+    def reasons(self) -> list[str]:
+        """Return what /readyz remarks, ready or not."""
+        found: list[str] = json.loads(self.get("/readyz").body)["reasons"]
+        return found
+
+    def mode(self, sink: str = "events") -> str:
+        """Return ``live``, ``spooling`` or ``replaying``."""
+        return str(self.status()["sinks"][sink]["mode"])
 
     def metric(self, name: str, **labels: str) -> float:
         """Return ``feedback_agent_<name>``, summed over the series that have ``labels``."""
@@ -184,6 +194,14 @@ class Agent:
                 total, found = total + float(value), True
         assert found, f"no metric {name} {labels}"
         return total
+
+    def behind_bytes(self) -> int:
+        """Return the bytes on disk above the watermarks of the open files."""
+        rows = {file["path"]: file["watermark"] for file in self.status()["files"]}
+        on_disk = [path for path in self.root.rglob("*") if path.is_file()]
+        return sum(
+            path.stat().st_size - rows.get(str(path.relative_to(self.root)), 0) for path in on_disk
+        )
 
     def until(
         self, holds: Callable[[], bool], what: str, within_s: float = 20.0, every_s: float = 0.05

@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from agent.checkpoints import INTERVAL_S, Checkpointer
 from agent.core.identity import Anchor, Birth, Checkpoint, digest
-from agent.core.ledger import Chunk, Ledger
+from agent.core.ledger import Chunk, Ledger, Row
 from agent.core.policy import InFlightPolicy
 from agent.core.quota import InFlight
 from agent.errors import StoreError
 from agent.telemetry import Metrics
-from tests.fakes import FakeClock, InlineExecutor, batch_of, chunks_of, turns
+from tests.fakes import FakeClock, InlineExecutor, chunks_of, turns
 
 WITHIN_S = 10.0
 
@@ -89,9 +89,7 @@ class Room:
         return chunks
 
     def settle(self, chunk: Chunk) -> None:
-        batch = batch_of(b"x")
-        batch.chunks = [chunk]
-        self.checkpointer.settle(batch)
+        self.checkpointer.settle([chunk])
 
 
 def furnished(executor: Executor, events_max: int = 1000) -> Room:
@@ -163,13 +161,61 @@ async def test_one_commit_takes_everything_that_moved(room: Room) -> None:
 async def test_a_batch_of_several_files_moves_them_all(room: Room) -> None:
     sources = [Source("a"), Source("b")]
     chunks = [room.read(source, 10)[0] for source in sources]
-    batch = batch_of(b"x")
-    batch.chunks = chunks
-    room.checkpointer.settle(batch)
+    room.checkpointer.settle(chunks)
 
     await room.checkpointer.flush()
 
     assert {"a": 10, "b": 10} == room.disk.rows
+
+
+async def test_a_chunk_in_several_batches_waits_for_each(room: Room) -> None:
+    (chunk,) = room.read(Source(), 10)
+    chunk.open_batches += 1
+    for watermark in (0, 10):
+        room.checkpointer.settle([chunk])
+        await room.checkpointer.flush()
+        assert {"a": watermark} == room.disk.rows
+
+
+async def test_a_source_that_is_no_file_hears_and_is_never_stored(room: Room) -> None:
+    """A row of the spool is done when it is deleted there: no checkpoint knows it."""
+    ledger, heard = Ledger(100, b""), 0
+
+    def moved() -> None:
+        nonlocal heard
+        heard += 1
+
+    row = Row(ledger, 100, 20, 5000)
+    row.open_batches = 2
+    ledger.reserve(row)
+    room.in_flight.add(row)
+    room.checkpointer.tell(ledger, moved)
+
+    room.checkpointer.settle([row])
+    assert (1, 100) == (heard, ledger.watermark)
+    room.checkpointer.settle([row])
+    await room.checkpointer.flush()
+
+    assert (2, 120) == (heard, ledger.watermark)
+    assert ({}, 0) == (room.disk.rows, room.disk.commits)
+    assert 5000 == room.in_flight.bytes, "whoever deletes the row gives the room back"
+    assert [row] == ledger.take_passed()
+
+
+async def test_a_batch_of_a_file_and_of_the_spool_moves_both(room: Room) -> None:
+    ledger, told = Ledger(0, b""), asyncio.Event()
+    row = Row(ledger, 0, 7, 100)
+    row.open_batches = 1
+    ledger.reserve(row)
+    room.checkpointer.tell(ledger, told.set)
+    (chunk,) = room.read(Source(), 10)
+
+    room.checkpointer.settle([row, chunk])
+    await room.checkpointer.flush()
+
+    assert told.is_set()
+    assert 7 == ledger.watermark
+    assert {"a": 10} == room.disk.rows
 
 
 async def test_blank_lines_move_the_checkpoint_without_any_batch(room: Room) -> None:

@@ -65,7 +65,7 @@ def sole_line(agent: Agent) -> str:
 def test_without_kafka_it_comes_up_says_so_once_and_stops_within_ten_seconds(
     tmp_path: Path,
 ) -> None:
-    """Restarting would not bring Kafka back, so it is alive; it is not ready, and says why."""
+    """Restarting would not bring Kafka back, so it is alive; it takes lines in, and says why."""
     with Agent(tmp_path, NOWHERE, kafka={"start_s": 1}, **QUICK) as agent:
         append(agent.root / "acme/a.jsonl", [feedback(1)])
         agent.start()
@@ -73,8 +73,9 @@ def test_without_kafka_it_comes_up_says_so_once_and_stops_within_ten_seconds(
         time.sleep(3)  # a storm would need no longer
 
         assert 200 == agent.get("/healthz").status
-        reasons = agent.not_ready()
-        assert any("unreachable" in reason for reason in reasons), reasons
+        assert "events: spooling (unreachable)" in agent.reasons()
+        assert not agent.not_ready()
+        assert 1 == agent.metric("spool_records", sink="events")
         down = agent.log_entries("sink.down")
         assert {"events", "dead_letters"} == {entry["sink"] for entry in down}
         assert 2 == len(down), "said more than once"
@@ -159,7 +160,7 @@ def test_a_broker_that_never_answers_holds_up_neither_start_nor_stop(
     with Agent(tmp_path, silent, kafka={"start_s": 1, "request_timeout_s": 3}, **QUICK) as agent:
         agent.start()
         agent.until(lambda: bool(agent.log_entries("sink.down")), "sink.down")
-        assert 503 == agent.get("/readyz").status
+        agent.until(lambda: agent.reasons()[:1] == ["events: spooling (unreachable)"], "the reason")
 
         assert 0 == agent.stop()
         assert agent.took_s < STOP_WITHOUT_KAFKA_S
@@ -205,7 +206,8 @@ def test_a_missing_topic_is_named_never_created_and_waited_for(kafka: str, tmp_p
     with Agent(tmp_path, wanted, kafka={"start_s": 1}, **QUICK) as agent:
         append(agent.root / "acme/a.jsonl", map(feedback, range(100)))
         agent.start()
-        agent.until(lambda: "events: topic_missing" in agent.not_ready(), "topic_missing")
+        missing = "events: spooling (topic_missing)"
+        agent.until(lambda: missing in agent.reasons(), "topic_missing")
         time.sleep(2)
         assert 200 == agent.get("/healthz").status
         assert 1 == len(agent.log_entries("sink.down")), agent.tail()
@@ -231,8 +233,8 @@ async def test_a_missing_dead_letter_topic_does_not_stop_good_events(
         agent.until_delivered(100)
         append(path, map(feedback, range(100, 200)))
         agent.until_delivered(200)
-        missing = ["dead_letters: topic_missing"]
-        agent.until(lambda: agent.not_ready() == missing, "the reason")
+        missing = ["dead_letters: spooling (topic_missing)"]
+        agent.until(lambda: agent.reasons() == missing, "the reason")
         assert dead_letters not in await _topic_names(kafka)
 
         await real_kafka.create_topic(kafka, dead_letters, 1)
@@ -253,13 +255,16 @@ async def test_dead_letters_without_a_topic_wait_on_disk_and_hold_up_nothing(
         append(agent.root / "beta/a.jsonl", map(feedback, range(2000, 4000)))
         agent.start()
         agent.until_delivered(4000)
-        agent.until(lambda: agent.metric("dead_letters_stored") == 2, "both put by")
+        agent.until(lambda: agent.metric("spool_records", sink="dead_letters") == 2, "both put by")
         agent.kill()
 
         await real_kafka.create_topic(kafka, dead_letters, 1)
         agent.start()
         agent.until_delivered(0, 2)
-        agent.until(lambda: agent.metric("dead_letters_stored") == 0, "the disk is empty again")
+        agent.until(
+            lambda: agent.metric("spool_records", sink="dead_letters") == 0,
+            "the disk is empty again",
+        )
         assert 0 == agent.stop()
         await asyncio.to_thread(_assert_all_there, agent, 4002)
 
@@ -454,11 +459,11 @@ async def test_what_breaks_in_a_drain_does_not_end_with_0(
     loaded = config.load(tmp_path / "config.yaml", {})
     with (
         contextlib.closing(Store.open(loaded.agent.state_dir, loaded.node)) as store,
-        contextlib.closing(Spool(tmp_path / "spool.db", 1 << 20)) as spool,
+        contextlib.closing(Spool(tmp_path / "spool.db", {})) as spool,
         ThreadPoolExecutor(1) as thread,
     ):
         threads = pipeline._Threads(thread, thread, thread)
         running = pipeline._Pipeline(loaded, store, spool, threads)
-        running._events.described.set()
+        running._events.outlet.described.set()
         with pytest.raises(AssertionError, match="planted"):
             await running._drain()

@@ -14,12 +14,14 @@ from agent.clock import SystemClock
 from agent.core.continuation import WAIT_S
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
+from agent.core.quota import Allowances
 from agent.harvester import Truncated
 from agent.opener import Opened, open_beneath
 from agent.registry import Registry
 from agent.scanner import Scanner
 from agent.sources import Sources
 from agent.telemetry import Metrics
+from agent.turns import Turns
 from tests.fakes import FakeClock
 
 TURNS_MAX = 100
@@ -59,6 +61,7 @@ class Life:
             line_bytes_max=4096,
             descriptors_max=8,
             start_at_end=False,
+            turns=Turns(Allowances(None, 0.0, clock.monotonic), metrics),
             metrics=metrics,
         )
 

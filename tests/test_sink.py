@@ -7,7 +7,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -16,20 +15,31 @@ from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client import CollectorRegistry
 
 from agent import wire
+from agent.answers import REASONS
 from agent.core.batch import Batch
-from agent.core.breaker import Breaker
-from agent.core.delivery import WINDOW, Delivery, Phase
+from agent.core.breaker import State
+from agent.core.delivery import UNANSWERED, Phase
+from agent.core.lanes import WINDOW
 from agent.core.ledger import Ledger
-from agent.core.policy import BreakerPolicy, RetryPolicy
+from agent.core.policy import RetryPolicy
 from agent.demo.broker import EmbeddedKafka
 from agent.errors import RecordRefused, SinkUnavailable
-from agent.kafka import REASONS, KafkaSink
-from agent.sink import UNANSWERED, Outlet, Sink
+from agent.kafka import KafkaSink
+from agent.sink import Outlet, Sink
 from agent.telemetry import SEND_FAILURES, Metrics
 from agent.wire import Headers, codec
 from tests import real_kafka
 from tests.conftest import Topics
-from tests.fakes import PLAIN, FakeClock, FakeKafka, batch_of, chunks_of, turns
+from tests.fakes import (
+    PLAIN,
+    FakeClock,
+    FakeKafka,
+    batch_of,
+    chunks_of,
+    delivery_of,
+    settle,
+    turns,
+)
 
 PARTITIONS = 3
 TIMEOUT_S = 5.0
@@ -365,7 +375,7 @@ class Node:
             if self.outlet.empty.is_set():
                 return
             due_s = self.outlet.delivery.due_s
-            if due_s is not None:
+            if due_s is not None and self.outlet.delivery.phase is not Phase.LIVE:
                 self.clock.now = max(self.clock.now, due_s)
         raise AssertionError(self.outlet.status())
 
@@ -379,25 +389,18 @@ async def node() -> AsyncIterator[Node]:
     clock, kafka, registry = FakeClock(), FakeKafka(), CollectorRegistry()
     clock.drive()
     metrics = Metrics(registry)
-    delivery = Delivery(
-        RetryPolicy(),
-        Breaker(BreakerPolicy(), clock.monotonic),
-        split=partial(wire.split, codec=PLAIN),
-        retire_s=10.0,
-        clock=clock.monotonic,
-        jitter=lambda: 0.5,
-    )
+    delivery = delivery_of(clock.monotonic, retry=RetryPolicy())
 
     def settled(batch: Batch, kafka_offset: int, latency_s: float) -> None:
         values = [record.value for record in wire.records(batch)]
         at = slice(kafka_offset, kafka_offset + len(values))
         assert values == kafka.values(batch.partition)[at]
         found.settled += values
-        batch.settle()
+        settle(batch)
 
     def refused(batch: Batch, reason: str) -> None:
         found.refused += [(record.value, reason) for record in wire.records(batch)]
-        batch.settle()
+        settle(batch)
 
     outlet = Outlet(
         "events",
@@ -405,7 +408,6 @@ async def node() -> AsyncIterator[Node]:
         kafka.connect,
         settled=settled,
         refused=refused,
-        ack_age_max_s=30.0,
         clock=clock,
         metrics=metrics,
     )
@@ -470,12 +472,17 @@ async def test_batches_that_stay_unanswered_are_a_problem_that_goes_away(node: N
     await turns()
     assert node.outlet.problem is None
 
-    node.clock.advance(30.1)
+    await node.let_pass(30.1)
     assert "unanswered" == node.outlet.problem
+    assert State.OPEN is node.outlet.delivery.breaker.state
+    assert 0.0 == node.count("sink_up")
 
     node.kafka.release()
     await node.until_empty()
     assert node.outlet.problem is None
+    assert node.outlet.delivery.breaker.allow()
+    await node.let_pass(5.0)
+    assert 1.0 == node.count("sink_up")
 
 
 async def test_a_failure_retires_once_and_sends_again_in_order(node: Node) -> None:
@@ -624,21 +631,13 @@ async def test_a_broken_invariant_in_a_send_ends_run() -> None:
     def broken(batch: Batch, kafka_offset: int, latency_s: float) -> None:
         raise AssertionError("settled twice")
 
-    delivery = Delivery(
-        RetryPolicy(),
-        Breaker(BreakerPolicy(), clock.monotonic),
-        split=partial(wire.split, codec=PLAIN),
-        retire_s=10.0,
-        clock=clock.monotonic,
-        jitter=lambda: 0.5,
-    )
+    delivery = delivery_of(clock.monotonic, retry=RetryPolicy())
     outlet = Outlet(
         "events",
         delivery,
         kafka.connect,
         settled=broken,
         refused=lambda batch, reason: None,
-        ack_age_max_s=30.0,
         clock=clock,
         metrics=Metrics(CollectorRegistry()),
     )

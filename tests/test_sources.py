@@ -2,7 +2,10 @@
 
 import pytest
 
+from agent.intake import Orders
 from tests.model import Inode, OpenFile, World
+
+ORDERS = Orders(read=True, direct=(True, True), replayed=([], []))
 
 
 @pytest.fixture
@@ -14,17 +17,21 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
+def turn(world: World) -> None:
+    world.undisturbed(lambda: world.node.intake._turn(ORDERS))
+
+
 def read_everything(world: World) -> None:
     world.node.sources.apply(world.scan())
     while not world.node.sources.idle:
-        world.node.turn()
+        turn(world)
 
 
 def failing(world: World, monkeypatch: pytest.MonkeyPatch, inode: Inode) -> None:
     """Let the disk fail under ``inode`` once it is open."""
     world.node.sources.apply(world.scan())
     while not world.node.sources.idle:
-        world.node.turn()
+        turn(world)
     pread = OpenFile.pread
 
     def broken(self: OpenFile, length: int, offset: int) -> bytes:
@@ -84,7 +91,7 @@ def test_no_more_files_are_open_than_configured(world: World) -> None:
 def read_everything_that_fits(world: World) -> None:
     world.node.sources.apply(world.scan())
     for _ in range(10):
-        world.node.turn()
+        turn(world)
 
 
 def test_without_room_for_another_file_there_is_nothing_to_do_but_wait(world: World) -> None:
@@ -95,7 +102,7 @@ def test_without_room_for_another_file_there_is_nothing_to_do_but_wait(world: Wo
 
     assert world.node.sources.waiting
     assert not world.node.sources.idle
-    assert world.node.worker.turn().wait_s > 0
+    assert world.node.worker.turn(ORDERS).wait_s > 0
 
 
 def test_a_stop_reads_to_where_files_end_and_chases_nobody(
@@ -105,12 +112,12 @@ def test_a_stop_reads_to_where_files_end_and_chases_nobody(
     monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", 200)  # two lines, against six written
     world.append("acme/a.jsonl", 6)
     world.node.sources.apply(world.scan())
-    world.node.turn()
+    turn(world)
     world.node.sources.limit()
 
     for _ in range(8):
         world.append("acme/a.jsonl", 6)
-        world.node.turn()
+        turn(world)
 
     assert world.node.sources.idle
     assert len(world.read) in (6, 7)
@@ -119,7 +126,7 @@ def test_a_stop_reads_to_where_files_end_and_chases_nobody(
 def test_a_hint_for_a_path_nobody_knows_is_nothing(world: World) -> None:
     world.node.sources.hint("acme/unknown.jsonl")
 
-    world.node.turn()
+    turn(world)
 
     assert world.node.sources.idle
 
@@ -134,7 +141,7 @@ def test_a_file_that_was_rotated_between_scan_and_open_is_not_taken_for_the_old_
     world.append("acme/a.jsonl", 1)
 
     world.node.sources.apply(scan)
-    world.node.turn()
+    turn(world)
     assert [] == world.node.open_harvesters()
 
     read_everything(world)

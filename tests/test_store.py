@@ -21,6 +21,7 @@ from agent.core.identity import Anchor, Birth, Checkpoint, digest
 from agent.database import MAJOR, MINOR
 from agent.errors import AgentError, ConfigError, StateOwned, StateTooNew, StoreError
 from agent.store import Store
+from tests.test_queue import fill, tmpfs  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
@@ -272,6 +273,121 @@ def test_a_directory_belongs_to_one_node(tmp_path: Path) -> None:
     assert 200 == len(stored(tmp_path))
 
 
+# ---- how far the spool reaches, as the checkpoints know it
+
+SPOOLED = {"events": (10, 1 << 60), "dead_letters": (0, 7)}
+
+
+def spooled(state_dir: Path) -> dict[str, tuple[int, int]]:
+    with closing(Store.open(state_dir, "node-1")) as store:
+        return store.spooled()
+
+
+def test_how_far_the_spool_reaches_is_there_after_a_restart(tmp_path: Path) -> None:
+    with closing(Store.open(tmp_path, "node-1")) as store:
+        assert {} == store.spooled()
+        store.save([checkpoint(1)], [], SPOOLED)
+        assert store.spooled() == SPOOLED
+        store.save([checkpoint(2)], [], SPOOLED | {"dead_letters": (5, 9)})
+
+    assert spooled(tmp_path) == SPOOLED | {"dead_letters": (5, 9)}
+    assert [2] == [c.watermark for c in stored(tmp_path)]
+
+
+@pytest.mark.parametrize("refused", ["checkpoints", "meta"])
+def test_checkpoints_and_the_spool_they_rely_on_are_one_commit(
+    tmp_path: Path, refused: str
+) -> None:
+    """A watermark without the spool's end would forget rows that are lost; one alone is a lie."""
+    before = {"events": (0, 5), "dead_letters": (0, 0)}
+    with closing(Store.open(tmp_path, "node-1")) as store:
+        store.save([checkpoint(100)], [], before)
+        store._database.execute(
+            f"CREATE TRIGGER full BEFORE INSERT ON {refused} "
+            "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+        for _ in range(2):
+            with pytest.raises(StoreError, match="checkpoint commit: disk full"):
+                store.save([checkpoint(200)], [], SPOOLED)
+        assert before == store.spooled()
+        assert [100] == [c.watermark for c in store.load()]
+
+        store._database.execute("DROP TRIGGER full")
+        store.save([checkpoint(200)], [], SPOOLED)  # what failed does not count as written
+
+    assert spooled(tmp_path) == SPOOLED
+    assert [200] == [c.watermark for c in stored(tmp_path)]
+
+
+def test_how_far_the_spool_reaches_is_written_only_when_it_moved(tmp_path: Path) -> None:
+    """While Kafka answers, twenty commits a second have nothing to say of it."""
+    with closing(Store.open(tmp_path, "node-1")) as store:
+        store.save([checkpoint(1)], [], SPOOLED)
+    with closing(Store.open(tmp_path, "node-1")) as store:
+        statements: list[str] = []
+        store._database.conn.set_trace_callback(statements.append)
+        for watermark in (2, 3):
+            store.save([checkpoint(watermark)], [], dict(SPOOLED))
+        assert not [s for s in statements if "INTO meta" in s]
+        store.save([checkpoint(4)], [], SPOOLED | {"events": (11, 1 << 60)})
+        assert [s for s in statements if "INTO meta" in s]
+
+
+def test_a_state_of_version_1_0_opens(tmp_path: Path) -> None:
+    """It knew of no spool for events; the step back to it works too."""
+    path = filled(tmp_path, count=3)
+    with edited(path) as connection:
+        connection.execute("PRAGMA user_version=1000")
+        assert [("node",)] == connection.execute("SELECT name FROM meta").fetchall()
+
+    with closing(Store.open(tmp_path, "node-1")) as store:
+        assert {} == store.spooled()
+        assert 3 == len(store.load())
+        store.save([], [], SPOOLED)
+    with edited(path) as connection:
+        assert (MAJOR * 1000 + MINOR,) == connection.execute("PRAGMA user_version").fetchone()
+        names = {name for (name,) in connection.execute("SELECT name FROM meta")}
+        assert {"node", "spooled_events", "spooled_dead_letters"} == names
+    assert spooled(tmp_path) == SPOOLED
+
+
+def test_a_full_disk_is_a_store_error_and_takes_nothing_back(
+    tmpfs: Path,  # noqa: F811
+) -> None:
+    state_dir = tmpfs / "state"
+    with closing(Store.open(state_dir, "node-1")) as store:
+        store.save([checkpoint(100)], [], SPOOLED)
+        fill(tmpfs, leave=0)
+        with pytest.raises(StoreError, match=r"checkpoint commit: .*full"):
+            store.save(
+                (checkpoint(200, f"{n:016x}") for n in range(5000)),
+                [],
+                {"events": (20, 30)},
+            )
+        (tmpfs / "others").unlink()
+        assert [100] == [c.watermark for c in store.load()]
+        assert store.spooled() == SPOOLED
+        store.save([checkpoint(150)], [], {"events": (20, 30)})
+
+    assert [150] == [c.watermark for c in stored(state_dir)]
+    assert (20, 30) == spooled(state_dir)["events"]
+
+
+def test_a_start_on_a_full_disk_is_a_store_error_and_puts_nothing_aside(
+    tmpfs: Path,  # noqa: F811
+) -> None:
+    state_dir = tmpfs / "state"
+    with closing(Store.open(state_dir, "node-1")) as store:
+        store.save([checkpoint(100)], [], SPOOLED)
+    fill(tmpfs, leave=0)
+    with pytest.raises(StoreError, match=str(state_dir)):
+        Store.open(state_dir, "node-1")
+    (tmpfs / "others").unlink()
+
+    assert not list(state_dir.glob("*.damaged"))
+    assert [100] == [c.watermark for c in stored(state_dir)]
+
+
 def overwrite(path: Path, at: int, written: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(at)
@@ -298,6 +414,12 @@ def garbage(path: Path) -> None:
     path.write_bytes(os.urandom(20_000))
 
 
+def break_the_bounds(path: Path) -> None:
+    """As one flipped bit can: what the spool is measured by."""
+    with edited(path) as connection:
+        connection.execute("INSERT INTO meta VALUES ('spooled_events', '10 2O')")
+
+
 def break_a_row(path: Path) -> None:
     """As one flipped bit can: SQLite finds nothing wrong with it, and no row can be made of it."""
     with edited(path) as connection:
@@ -305,8 +427,10 @@ def break_a_row(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [flip_header, flip_pages, cut_in_half, cut_in_the_header, garbage, break_a_row]
-)
+    "damage",
+    [flip_header, flip_pages, cut_in_half, cut_in_the_header, garbage, break_a_row,
+     break_the_bounds],
+)  # fmt: skip
 def test_a_damaged_database_is_put_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object
 ) -> None:

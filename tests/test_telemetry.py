@@ -4,7 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from agent import __version__, kafka, telemetry
+from agent import __version__, answers, telemetry
 from agent.core.reasons import REASONS
 from agent.telemetry import Metrics, event
 
@@ -46,7 +46,7 @@ def test_two_agents_in_one_process_do_not_share_a_count() -> None:
 
 def test_every_reason_of_the_sink_is_in_the_closed_list() -> None:
     """Else the first such failure would begin a series that no alert has seen at 0."""
-    assert set(kafka.REASONS) <= set(telemetry.SEND_FAILURES)
+    assert set(answers.REASONS) <= set(telemetry.SEND_FAILURES)
 
 
 def test_a_field_cannot_pass_for_a_part_of_the_line() -> None:

@@ -3,6 +3,7 @@
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 
 import pytest
 from aiokafka.record import MemoryRecords
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from agent import wire
-from agent.builders import Builders
+from agent.builders import Builders, Stream
 from agent.chunk import Chunker, ChunkPolicy
 from agent.core.batch import Batch, Pace
 from agent.core.ledger import Ledger
@@ -252,12 +253,17 @@ def test_a_chunk_is_counted_once_a_batch() -> None:
     assert [first, second] == builder.chunks
 
 
+def stream_of(topic: Callable[[], FakeTopic | None]) -> Stream:
+    kafka, tail = (
+        Builders(topic, PLAIN, Pace(BatchPolicy()), bytes_max=1 << 20, partitioner=partitioner)
+        for partitioner in ("crc32", "none")
+    )
+    return Stream(kafka, tail)
+
+
 def test_a_refused_records_dead_letter_is_of_now() -> None:
     """Its own time may be what was refused, and the dead letters' topic would refuse it too."""
-    events, dead_letters = (
-        Builders(lambda: None, PLAIN, Pace(BatchPolicy()), bytes_max=1 << 20, partitioner="crc32")
-        for _ in range(2)
-    )
+    events, dead_letters = (stream_of(lambda: None) for _ in range(2))
     policy = ChunkPolicy(
         node="n",
         schema=SchemaPolicy(),
@@ -278,11 +284,7 @@ def test_a_topic_whose_limit_shrank_gets_what_was_open_to_halve() -> None:
     """Several records are for Kafka to refuse and the outlet to cut; only a single one is cut
     down here."""
     topics: list[FakeTopic | None] = [None]  # the dead letters' topic; not described yet
-    pace = Pace(BatchPolicy())
-    events, dead_letters = (
-        Builders(lambda: topics[0], PLAIN, pace, bytes_max=1 << 20, partitioner="crc32")
-        for _ in range(2)
-    )
+    events, dead_letters = (stream_of(lambda: topics[0]) for _ in range(2))
     policy = ChunkPolicy(
         node="n",
         schema=SchemaPolicy(),
@@ -295,7 +297,7 @@ def test_a_topic_whose_limit_shrank_gets_what_was_open_to_halve() -> None:
     )
     (chunk,) = chunks_of(Ledger(0, b""), 10)
     for value in (b"a" * 300, b"b" * 300):
-        dead_letters.add(chunk, 0, (b"key", value, [("reason", b"schema")]), 0.0)
+        dead_letters.lines.add(chunk, 0, (b"key", value, [("reason", b"schema")]), 0.0)
     topics[0] = FakeTopic(partitions=1, message_bytes_max=500)
 
     sealed_now = chunker.seal_all()

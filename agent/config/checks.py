@@ -21,6 +21,9 @@ ORDERS = (
     Order("retry.backoff_s", "retry.backoff_max_s", False, "the wait grows from one to the other"),
     Order("batch.bytes_max", "in_flight.bytes_max", False, "a full batch must fit in flight"),
     Order("source.line_bytes_max", "in_flight.bytes_max", True, "one line must fit in flight"),
+    Order(
+        "in_flight.bytes_max", "spool.bytes_max", False, "an outage begins with what is in flight"
+    ),
 )
 
 
@@ -30,12 +33,15 @@ def conflicts(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str,
     The blame goes to a key that was given, where one of the two was left at its default.
     """
 
-    def at(key: str) -> float:
+    def at(key: str) -> float | None:
         section, name = key.split(".")
-        return float(getattr(getattr(config, section), name))
+        value: float | None = getattr(getattr(config, section), name)
+        return value
 
     for low, high, strict, reason in ORDERS:
         less, more = at(low), at(high)
+        if less is None or more is None:
+            continue
         if less > more or (strict and less == more):
             if low in given:
                 bound = f"{'less than' if strict else 'at most'} {high}, which is {more:.12g}"

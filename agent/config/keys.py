@@ -71,6 +71,8 @@ def allowed(info: mi.Type) -> str:
             words = ("a number", "a whole number")[isinstance(info, mi.IntType)] + _bounds(info)
         case mi.StrType():
             words = f"text of {info.min_length} to {info.max_length} characters"
+        case mi.BoolType():
+            words = "true or false"
         case mi.CustomType(cls=cls) if cls is Path:
             words = "an absolute path"
         case _:

@@ -17,6 +17,7 @@ from agent.core.policy import (
     RetryPolicy,
     SchemaPolicy,
     Seconds,
+    SpoolPolicy,
 )
 
 # Kafka's own rule: org.apache.kafka.common.internals.Topic.
@@ -88,10 +89,13 @@ class Kafka(Policy, frozen=True):
     timestamp: Literal["produce", "event"] = "produce"
     request_timeout_s: PositiveSeconds = 15.0
     start_s: PositiveSeconds = 30.0
+    bytes_per_s_max: Annotated[int, Meta(ge=KIB)] | None = None
 
 
 class Dlq(Policy, frozen=True):
     topic: TopicName = "feedback-events-dlq"
+    line_bytes_max: Annotated[int, Meta(ge=KIB, le=16 * MIB)] = 768 * KIB
+    lines_per_s_max: Annotated[float, Meta(gt=0)] | None = 1000.0
     store_bytes_max: Annotated[int, Meta(ge=MIB)] = 64 * MIB
 
 
@@ -114,6 +118,7 @@ class Config(Policy, frozen=True, kw_only=True):
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
     kafka: Kafka
+    spool: SpoolPolicy = field(default_factory=SpoolPolicy)
     dlq: Dlq = field(default_factory=Dlq)
     http: Http = field(default_factory=Http)
     log: Log = field(default_factory=Log)

@@ -49,11 +49,6 @@ class Batch:
         self.opened_at_s = opened_at_s
         self.chunks = chunks  # each counts this batch in its ``open_batches``
 
-    def settle(self) -> None:
-        """Tell every chunk that has lines here that their fate is known."""
-        for chunk in self.chunks:
-            chunk.ledger.settle(chunk)
-
 
 class Pace:
     """The window and the size of batches, between the policy's floor and ceiling."""

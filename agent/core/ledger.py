@@ -15,7 +15,7 @@ class Chunk:
     fate is unknown; at zero every byte of the chunk is settled.
     """
 
-    __slots__ = ("end", "ledger", "lines", "open_batches", "start", "tail")
+    __slots__ = ("end", "ledger", "lines", "open_batches", "rejected", "start", "tail")
 
     def __init__(self, ledger: "Ledger", start: int, end: int, tail: bytes, lines: int) -> None:
         self.ledger = ledger
@@ -24,6 +24,26 @@ class Chunk:
         self.tail = tail
         self.lines = lines
         self.open_batches = 0
+        self.rejected = 0  # of its lines
+
+    @property
+    def bytes(self) -> int:
+        """Return what it weighs against ``in_flight``."""
+        return self.end - self.start
+
+
+class Row(Chunk):
+    """One row of the spool, which is a source like a file: its offsets are numbers of records."""
+
+    __slots__ = ("raw_bytes",)
+
+    def __init__(self, ledger: "Ledger", start: int, records: int, raw_bytes: int) -> None:
+        super().__init__(ledger, start, start + records, b"", records)
+        self.raw_bytes = raw_bytes
+
+    @property
+    def bytes(self) -> int:
+        return self.raw_bytes
 
 
 class Ledger:

@@ -11,7 +11,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(min_length=1, max_length=249)]
 
-KIB, MIB = 1 << 10, 1 << 20
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,6 +39,8 @@ class InFlightPolicy(Policy, frozen=True):
 
 
 class RetryPolicy(Policy, frozen=True):
+    attempts_max: Annotated[int, Meta(ge=1, le=100)] = 3
+    """Lives of producers in a row without an acknowledgement before events go to the spool."""
     backoff_s: PositiveSeconds = 1.0
     backoff_max_s: PositiveSeconds = 30.0
 
@@ -46,4 +48,13 @@ class RetryPolicy(Policy, frozen=True):
 class BreakerPolicy(Policy, frozen=True):
     failures_max: Annotated[int, Meta(ge=1)] = 5
     cooldown_s: PositiveSeconds = 30.0
-    ack_age_max_s: PositiveSeconds = 30.0
+    ack_age_max_s: Annotated[float, Meta(gt=0, le=120)] = 30.0
+
+
+class SpoolPolicy(Policy, frozen=True):
+    enabled: bool = True
+    bytes_max: Annotated[int, Meta(ge=MIB)] | None = None
+    """Of its records, compressed. None: the smaller of 1 GiB and 5 % of the file system."""
+    disk_free_min: Annotated[float, Meta(ge=0, lt=1)] = 0.2
+    """Share of the file system that stays free, whatever ``bytes_max`` allows."""
+    when_full: Literal["stop", "drop_oldest"] = "stop"

@@ -1,11 +1,12 @@
-"""How much may be under way at once. Pure counting; whoever reads asks before it reads."""
+"""How much may be under way at once, and how much a second. Pure: the caller asks, then acts."""
 
+from agent.core.breaker import Monotonic
 from agent.core.ledger import Chunk
 from agent.core.policy import InFlightPolicy
 
 
 class InFlight:
-    """What was read and does not lie below a stored checkpoint yet, against its bounds.
+    """What was read and is not safe yet, against its bounds.
 
     It bounds memory (invariant 4) and, since nothing counts as done before its checkpoint is on
     disk, the copies after a crash (invariant 5).
@@ -18,11 +19,11 @@ class InFlight:
 
     def add(self, chunk: Chunk) -> None:
         self.events += chunk.lines
-        self.bytes += chunk.end - chunk.start
+        self.bytes += chunk.bytes
 
     def remove(self, chunk: Chunk) -> None:
         self.events -= chunk.lines
-        self.bytes -= chunk.end - chunk.start
+        self.bytes -= chunk.bytes
         assert self.events >= 0, "more was stored than was read"
         assert self.bytes >= 0, "more was stored than was read"
 
@@ -30,3 +31,73 @@ class InFlight:
     def full(self) -> bool:
         """Return whether reading must wait. One chunk may overshoot; it is bounded itself."""
         return self.events >= self._policy.events_max or self.bytes >= self._policy.bytes_max
+
+
+class Bucket:
+    """A token bucket that may go into debt: what is taken was small, or the next one waits longer.
+
+    Args:
+        per_s: Tokens that come in a second; None: there is no limit.
+        burst: Tokens that pile up while nothing is taken.
+    """
+
+    def __init__(self, per_s: float | None, burst: float, clock: Monotonic) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._clock = clock
+        self._tokens = burst
+        self._at = clock()
+
+    def take(self, tokens: float) -> None:
+        """Take ``tokens``, whether they are there or not."""
+        if self._per_s is not None:
+            self._refill(self._per_s)
+            self._tokens -= tokens
+
+    def wait_s(self) -> float:
+        """Return how long until something may be taken; 0.0 if it may now."""
+        if self._per_s is None:
+            return 0.0
+        self._refill(self._per_s)
+        return 0.0 if self._tokens > 0 else -self._tokens / self._per_s + _GRAIN_S
+
+    @property
+    def whole(self) -> bool:
+        """Return whether nothing is missing, as of the last call."""
+        return self._tokens >= self._burst
+
+    def _refill(self, per_s: float) -> None:
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * per_s)
+        self._at = now
+
+
+class Allowances:
+    """A bucket for each client."""
+
+    def __init__(self, per_s: float | None, burst: float, clock: Monotonic) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._clock = clock
+        self._buckets: dict[str, Bucket] = {}
+
+    def take(self, client: str, tokens: float) -> None:
+        """Take ``tokens`` of what ``client`` may have, whether they are there or not."""
+        bucket = self._buckets.get(client)
+        if bucket is None:
+            if self._per_s is None:
+                return
+            bucket = self._buckets[client] = Bucket(self._per_s, self._burst, self._clock)
+        bucket.take(tokens)
+
+    def wait_s(self, client: str) -> float:
+        """Return how long until ``client`` may go on; 0.0 if it may now."""
+        bucket = self._buckets.get(client)
+        wait_s = bucket.wait_s() if bucket is not None else 0.0
+        if bucket is not None and bucket.whole:
+            del self._buckets[client]  # as good as a new one
+        return wait_s
+
+
+_GRAIN_S = 1e-6
+"""Past the moment at which the debt is paid, or rounding would ask for a second wait of nothing."""

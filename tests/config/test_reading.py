@@ -24,11 +24,12 @@ from tests.config.samples import BROKERS, MINIMAL, complaint
             "kafak:\n  topic: x\n",
             (
                 "config.yaml:1: kafak: unknown key; did you mean kafka? allowed: "
-                "agent, source, schema, batch, in_flight, retry, breaker, kafka, dlq, http, log"
+                "agent, source, schema, batch, in_flight, retry, breaker, kafka, spool, dlq, http, "
+                "log"
             ),
         ),
         ("bootstrap_servers: x\n", "unknown key; did you mean kafka.bootstrap_servers?"),
-        ("spool: {}\n", "config.yaml:1: spool: unknown key; allowed: agent"),
+        ("sparrow: {}\n", "config.yaml:1: sparrow: unknown key; allowed: agent"),
         ("1: {}\n", "config.yaml:1: 1: unknown key"),
         ('"\\e[2J": {}\n', "config.yaml:1: \\x1b[2J: unknown key"),
         (

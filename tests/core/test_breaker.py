@@ -1,28 +1,45 @@
 """Backoff and the circuit breaker: never early, never two probes, never wedged."""
 
+from collections.abc import Callable
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.breaker import Breaker, State, backoff_s
+from agent.core.breaker import Breaker, Jitter, State, backoff_s
 from agent.core.policy import BreakerPolicy, RetryPolicy
 from tests.fakes import FakeClock
 
-POLICY = BreakerPolicy(failures_max=2, cooldown_s=30.0)
+POLICY = BreakerPolicy(failures_max=2, cooldown_s=30.0, ack_age_max_s=20.0)
 RETRY = RetryPolicy(backoff_s=1.0, backoff_max_s=30.0)
 JITTER = st.floats(0, 1, exclude_max=True)
+GRAIN_S = 1e-9
+"""What rounding may make of a date."""
 
 
-def breaker_in(state: State, clock: FakeClock) -> Breaker:
-    breaker = Breaker(POLICY, clock.monotonic)
+def new_breaker(clock: FakeClock, jitter: Jitter = lambda: 0.0) -> Breaker:
+    return Breaker(POLICY, clock.monotonic, jitter)
+
+
+def breaker_in(state: State, clock: FakeClock, jitter: Jitter = lambda: 0.0) -> Breaker:
+    breaker = new_breaker(clock, jitter)
     if state is not State.CLOSED:
         breaker.failed()
         breaker.failed()
     if state is State.HALF_OPEN:
-        clock.advance(30.0)
+        clock.advance(breaker.wait_s())
         assert breaker.allow()
     assert state is breaker.state
     return breaker
+
+
+def unanswered_briefly(breaker: Breaker) -> None:
+    breaker.unanswered(POLICY.ack_age_max_s - 0.001)
+
+
+def unanswered_for_long(breaker: Breaker) -> None:
+    breaker.unanswered(POLICY.ack_age_max_s)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +54,12 @@ def breaker_in(state: State, clock: FakeClock) -> Breaker:
         (State.HALF_OPEN, Breaker.succeeded, State.CLOSED),
         (State.HALF_OPEN, Breaker.failed, State.OPEN),
         (State.HALF_OPEN, Breaker.allow, State.HALF_OPEN),
+        (State.CLOSED, unanswered_briefly, State.CLOSED),
+        (State.CLOSED, unanswered_for_long, State.OPEN),
+        (State.OPEN, unanswered_briefly, State.OPEN),
+        (State.OPEN, unanswered_for_long, State.OPEN),
+        (State.HALF_OPEN, unanswered_briefly, State.HALF_OPEN),
+        (State.HALF_OPEN, unanswered_for_long, State.OPEN),
     ],
 )
 def test_every_state_has_an_answer_to_every_call(before: State, call: object, after: State) -> None:
@@ -48,7 +71,7 @@ def test_every_state_has_an_answer_to_every_call(before: State, call: object, af
 
 
 def test_opens_on_the_last_allowed_failure_and_not_before() -> None:
-    breaker = Breaker(POLICY, FakeClock().monotonic)
+    breaker = new_breaker(FakeClock())
 
     breaker.failed()
     assert breaker.allow()
@@ -109,8 +132,49 @@ def test_a_straggler_does_not_stretch_the_cooldown() -> None:
     assert 10.0 == breaker.wait_s()
 
 
+@pytest.mark.parametrize("state", [State.CLOSED, State.HALF_OPEN])
+def test_silence_opens_for_a_whole_cooldown(state: State) -> None:
+    """With every broker away nothing ever fails: only time tells."""
+    clock = FakeClock()
+    breaker = breaker_in(state, clock)
+    clock.advance(7.0)
+
+    unanswered_for_long(breaker)
+
+    assert (State.OPEN, 30.0) == (breaker.state, breaker.wait_s())
+
+
+def test_silence_while_open_does_not_stretch_the_cooldown() -> None:
+    clock = FakeClock()
+    breaker = breaker_in(State.OPEN, clock)
+    clock.advance(20.0)
+
+    unanswered_for_long(breaker)
+
+    assert 10.0 == breaker.wait_s()
+
+
+def test_the_silence_that_opens_is_the_policys() -> None:
+    assert POLICY.ack_age_max_s == new_breaker(FakeClock()).patience_s
+
+
+@given(st.sampled_from([Breaker.failed, unanswered_for_long, Breaker.allow]), JITTER)
+def test_a_cooldown_is_the_policys_at_least_and_never_twice_as_long(
+    call: Callable[[Breaker], object], jitter: float
+) -> None:
+    """However it begins: a failure, a silence, or a probe that has just left."""
+    clock = FakeClock()
+    probing = call is Breaker.allow
+    breaker = breaker_in(State.OPEN if probing else State.HALF_OPEN, clock, lambda: jitter)
+    clock.advance(breaker.wait_s())
+
+    call(breaker)
+
+    assert POLICY.cooldown_s - GRAIN_S <= breaker.wait_s() < 2 * POLICY.cooldown_s + GRAIN_S
+
+
 def test_a_success_forgets_earlier_failures() -> None:
-    breaker = Breaker(POLICY, FakeClock().monotonic)
+    breaker = new_breaker(FakeClock())
     breaker.failed()
     breaker.succeeded()
     breaker.failed()
@@ -122,47 +186,60 @@ STEPS = st.lists(
     st.one_of(
         st.just("failed"),
         st.just("succeeded"),
+        st.just("unanswered"),
         st.just("allow"),
+        st.just("wait"),
         st.sampled_from([0.5, 10.0, 29.5, 30.0]),
     ),
     max_size=60,
 )
 
 
-@given(STEPS)
-def test_at_most_one_probe_in_a_cooldown_and_never_a_longer_wait(steps: list[str | float]) -> None:
-    """Between two probes lies a success or a whole cooldown; nobody ever waits longer than one."""
+@given(STEPS, st.randoms(use_true_random=False))
+def test_at_most_one_probe_in_a_cooldown_and_never_a_wait_of_two(
+    steps: list[str | float], chance: Random
+) -> None:
+    """Between two probes lies a success or a whole cooldown; nobody waits for two of them."""
     clock = FakeClock()
-    breaker = Breaker(POLICY, clock.monotonic)
+    breaker = new_breaker(clock, chance.random)
     last_probe_s: float | None = None
     for step in steps:
-        if step == "succeeded":
-            breaker.succeeded()
-            last_probe_s = None
-        elif step == "failed":
-            breaker.failed()
-        elif step == "allow":
-            probing = breaker.state is not State.CLOSED
-            could = breaker.wait_s() == 0.0
-            assert could == breaker.allow()
-            if probing and could:
-                assert last_probe_s is None or clock.now - last_probe_s >= POLICY.cooldown_s
-                last_probe_s = clock.now
-        else:
-            clock.advance(float(step))
-        assert 0.0 <= breaker.wait_s() <= POLICY.cooldown_s
+        match step:
+            case "succeeded":
+                breaker.succeeded()
+                last_probe_s = None
+            case "failed":
+                breaker.failed()
+            case "unanswered":
+                unanswered_for_long(breaker)
+            case "wait":
+                clock.advance(breaker.wait_s() + GRAIN_S)
+            case "allow":
+                probing = breaker.state is not State.CLOSED
+                could = breaker.wait_s() == 0.0
+                assert could == breaker.allow()
+                if probing and could:
+                    since_s = clock.now - (float("-inf") if last_probe_s is None else last_probe_s)
+                    assert since_s >= POLICY.cooldown_s - GRAIN_S
+                    last_probe_s = clock.now
+            case _:
+                clock.advance(float(step))
+        assert 0.0 <= breaker.wait_s() < 2 * POLICY.cooldown_s + GRAIN_S
 
 
 @given(st.integers(1, 10_000), JITTER)
-def test_backoff_lies_between_half_and_all_of_its_ceiling(attempt: int, jitter: float) -> None:
-    wait_s = backoff_s(RETRY, attempt, lambda: jitter)
+def test_backoff_lies_anywhere_below_its_ceiling(attempt: int, jitter: float) -> None:
+    """Full jitter: chance alone says where, and the ceiling itself is never reached."""
     ceiling_s = min(2.0 ** min(attempt - 1, 100), 30.0)
 
-    assert ceiling_s / 2 <= wait_s <= ceiling_s
+    wait_s = backoff_s(RETRY, attempt, lambda: jitter)
+
+    assert 0.0 <= wait_s < ceiling_s
+    assert pytest.approx(jitter) == wait_s / ceiling_s
 
 
-def test_backoff_doubles_up_to_its_maximum() -> None:
-    waits_s = [backoff_s(RETRY, attempt, lambda: 0.0) for attempt in range(1, 9)]
+def test_the_ceiling_of_backoff_doubles_up_to_its_maximum() -> None:
+    waits_s = [backoff_s(RETRY, attempt, lambda: 0.5) for attempt in range(1, 9)]
 
     assert [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0] == waits_s
 

@@ -1,20 +1,32 @@
 """Delivery against a broker that behaves as Kafka does with an idempotent producer."""
 
 from collections import defaultdict, deque
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from agent import wire
+from agent.core import delivery as delivery_room
 from agent.core.batch import Batch
 from agent.core.breaker import Breaker, State
+from agent.core.congestion import START
 from agent.core.delivery import (
+    ISOLATIONS_BURST,
+    ISOLATIONS_PER_S,
+    RATE_BURST_S,
     STALE_S,
-    WINDOW,
+    UNANSWERED,
     Action,
     Close,
     Connect,
@@ -23,25 +35,58 @@ from agent.core.delivery import (
     Refuse,
     Send,
 )
+from agent.core.lanes import WINDOW
 from agent.core.ledger import Chunk, Ledger
 from agent.core.policy import BreakerPolicy, RetryPolicy
-from tests.fakes import PLAIN, FakeClock, batch_of, chunks_of
+from tests.fakes import PLAIN, FakeClock, batch_of, chunks_of, moved
 
-RETRY = RetryPolicy(backoff_s=1.0, backoff_max_s=20.0)
-BREAKER = BreakerPolicy(failures_max=3, cooldown_s=30.0)
+RETRY = RetryPolicy(attempts_max=2, backoff_s=1.0, backoff_max_s=20.0)
+BREAKER = BreakerPolicy(failures_max=3, cooldown_s=30.0, ack_age_max_s=30.0)
 RETIRE_S = 10.0
+ABSENT_S = 15.0
+GRAIN_S = 1e-4
+"""More than a bucket adds so that a debt is surely paid, and than rounding makes of a date."""
+TICK_S = 2 * delivery_room.GRAIN_S
 BAD = b"bad"
 
 
-def new_delivery(clock: FakeClock) -> Delivery:
+def new_delivery(
+    clock: FakeClock,
+    *,
+    retry: RetryPolicy = RETRY,
+    breaker: BreakerPolicy = BREAKER,
+    bytes_per_s_max: float | None = None,
+    start_s: float = 0.0,
+    absent_s: float = ABSENT_S,
+    jitter: Callable[[], float] = lambda: 0.5,
+) -> Delivery:
     return Delivery(
-        RETRY,
-        Breaker(BREAKER, clock.monotonic),
+        retry,
+        Breaker(breaker, clock.monotonic, jitter),
         split=partial(wire.split, codec=PLAIN),
+        repartition=moved,
         retire_s=RETIRE_S,
+        bytes_per_s_max=bytes_per_s_max,
+        start_s=start_s,
+        absent_s=absent_s,
         clock=clock.monotonic,
-        jitter=lambda: 0.5,
+        jitter=jitter,
     )
+
+
+def settle(batch: Batch) -> None:
+    for chunk in batch.chunks:
+        chunk.ledger.settle(chunk)
+
+
+def within_rate(taken: list[tuple[float, float]], burst: float, per_s: float) -> bool:
+    """Whether over each interval up to the last taking only the burst, the rate and that left."""
+    (end_s, last), before = taken[-1], 0.0
+    for begin_s, amount in reversed(taken[:-1]):
+        before += amount
+        if before > burst + per_s * (end_s - begin_s + GRAIN_S):
+            return False
+    return last >= 0
 
 
 # ---- against a model of Kafka
@@ -54,6 +99,7 @@ class Out(NamedTuple):
     producer: int
     sequence: int
     partition: int
+    sent_s: float
 
 
 class Kafka:
@@ -82,24 +128,70 @@ class Kafka:
 PARTITIONS = st.integers(0, 3)
 
 
+class Vain:
+    """Lives of producers in a row without an answer, in all and of the worst partition."""
+
+    def __init__(self) -> None:
+        self.lives = 0
+        self._of: defaultdict[int, int] = defaultdict(int)
+
+    def answered(self, partition: int) -> None:
+        self.lives = self._of[partition] = 0
+
+    def closed(self, sent: set[int], answered: set[int], *, isolating: bool) -> None:
+        self.lives += not isolating
+        for partition in sent - answered:
+            self._of[partition] += 1
+
+    def sealed_anew(self) -> None:
+        """Other batches than before: nobody has tried those."""
+        self._of.clear()
+
+    def reaches(self, attempts_max: int) -> bool:
+        return max(self.lives, *self._of.values(), 0) >= attempts_max
+
+
 class DeliveryProgram(RuleBasedStateMachine):
     """Any program of admissions, answers, failures and time; then Kafka becomes friendly."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.delivery = new_delivery(self.clock)
+        self.jitter = 0.5
+        self.rate: float | None = None
+        self.absent_at_s = ABSENT_S
+        self.delivery = self.start()
         self.kafka = Kafka(partitions=4)
         self.producer = 0
         self.sequences: defaultdict[int, int] = defaultdict(int)
         self.pending: defaultdict[int, deque[Out]] = defaultdict(deque)
         self.late: defaultdict[int, deque[Out]] = defaultdict(deque)  # of producers closed since
         self.proven: set[int] = set()
+        self.refused: set[int] = set()  # partitions, in this life
         self.sent: set[Batch] = set()  # by the living producer
+        self.acked_s = 0.0
+        self.stale_s = STALE_S  # of the living producer
+        self.vain = Vain()
+        self.bytes_sent: list[tuple[float, float]] = []
+        self.isolations: list[tuple[float, float]] = []
         self.ledger = Ledger(0, b"")
         self.chunks: list[Chunk] = []
         self.admitted: defaultdict[int, list[bytes]] = defaultdict(list)
         self.fates: dict[bytes, str] = {}
+
+    def start(self, start_s: float = 0.0) -> Delivery:
+        self.absent_at_s = start_s + ABSENT_S
+        return new_delivery(
+            self.clock,
+            bytes_per_s_max=self.rate,
+            start_s=start_s,
+            jitter=lambda: self.jitter,
+        )
+
+    @initialize(rate=st.sampled_from([None, 40.0, 400.0]), start_s=st.sampled_from([0.0, 5.0]))
+    def configure(self, rate: float | None, start_s: float) -> None:
+        self.rate = rate
+        self.delivery = self.start(start_s)
 
     def carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -117,27 +209,46 @@ class DeliveryProgram(RuleBasedStateMachine):
     def send(self, batch: Batch) -> None:
         assert Phase.LIVE is self.delivery.phase
         assert batch not in self.sent, "sent twice while its producer lives (invariant 5)"
+        state = self.delivery.breaker.state
+        assert state is not State.OPEN, "sent while nobody answers"
+        assert state is State.CLOSED or not any(self.pending.values()), "a second probe"
         self.sent.add(batch)
-        partition = batch.partition
+        partition, now = batch.partition, self.clock.now
         sequence = self.sequences[partition]
         self.sequences[partition] += batch.count
-        self.pending[partition].append(Out(batch, self.producer, sequence, partition))
+        self.pending[partition].append(Out(batch, self.producer, sequence, partition, now))
         allowed = WINDOW if partition in self.proven else 1
         assert len(self.pending[partition]) <= allowed
+        self.bytes_sent.append((now, len(batch.payload)))
+        if self.rate is not None:
+            assert within_rate(self.bytes_sent, self.rate * RATE_BURST_S, self.rate)
+
+    def oldest_sent_s(self) -> float | None:
+        return min((o.sent_s for outs in self.pending.values() for o in outs), default=None)
+
+    def silence_s(self) -> float:
+        """Return how long nothing was acked while something was out, the obvious way."""
+        oldest_s = self.oldest_sent_s()
+        return 0.0 if oldest_s is None else self.clock.now - max(oldest_s, self.acked_s)
 
     def settle(self, batch: Batch, fate: str) -> None:
         for record in wire.records(batch):
             assert record.value not in self.fates, "settled twice"
             self.fates[record.value] = fate
-        batch.settle()
+        settle(batch)
 
-    def report(self, out: Out, answer: str) -> None:
+    def report(self, out: Out, answer: str, *, throttled: bool = False) -> None:
         if answer == "acked":
             self.proven.add(out.partition)
-            actions = self.delivery.acked(out.batch)
+            self.vain.answered(out.partition)
+            self.acked_s = self.clock.now
+            actions = self.delivery.acked(out.batch, throttled=throttled)
+            assert State.CLOSED is self.delivery.breaker.state
             self.settle(out.batch, answer)
             self.carry_out(actions)
         elif answer.startswith("refused"):
+            self.refused.add(out.partition)
+            self.vain.answered(out.partition)
             self.carry_out(self.delivery.refused(out.batch, answer))
         else:
             self.carry_out(self.delivery.failed(out.batch, answer))
@@ -158,11 +269,11 @@ class DeliveryProgram(RuleBasedStateMachine):
         self.admitted[partition] += values
         self.carry_out(self.delivery.admit(batch))
 
-    @rule(partition=PARTITIONS)
-    def serve(self, partition: int) -> None:
+    @rule(partition=PARTITIONS, throttled=st.booleans())
+    def serve(self, partition: int, throttled: bool = False) -> None:
         if self.pending[partition]:
             out = self.pending[partition].popleft()
-            self.report(out, self.kafka.answer(out))
+            self.report(out, self.kafka.answer(out), throttled=throttled)
 
     @rule(partition=PARTITIONS, appended=st.booleans())
     def fail(self, partition: int, appended: bool) -> None:
@@ -184,12 +295,26 @@ class DeliveryProgram(RuleBasedStateMachine):
         self.clock.advance(seconds)
         self.tick()
 
-    @precondition(lambda self: self.delivery.phase is Phase.DOWN)
+    @precondition(lambda self: self.delivery.due_s is not None)
     @rule()
     def advance_until_due(self) -> None:
         assert self.delivery.due_s is not None
         self.clock.now = max(self.clock.now, self.delivery.due_s)
         self.tick()
+
+    @precondition(lambda self: self.delivery.phase is not Phase.CLOSING)
+    @rule(share=st.floats(0, 1))
+    def advance_while_nothing_is_due(self, share: float) -> None:
+        """To call ``tick`` early does no harm: it finds nothing to do."""
+        due_s, before = self.delivery.due_s, (self.delivery.phase, self.delivery.breaker.state)
+        span_s = 3600.0 if due_s is None else due_s - self.clock.now - TICK_S
+        self.clock.now += max(0.0, share * span_s)
+        assert due_s is None or due_s - TICK_S / 2 <= self.clock.now or not self.delivery.tick()
+        assert before == (self.delivery.phase, self.delivery.breaker.state)
+
+    @rule(jitter=st.floats(0, 1, exclude_max=True))
+    def chance(self, jitter: float) -> None:
+        self.jitter = jitter
 
     @precondition(lambda self: self.delivery.phase is Phase.CONNECTING)
     @rule()
@@ -197,12 +322,17 @@ class DeliveryProgram(RuleBasedStateMachine):
         self.producer += 1
         self.sequences.clear()
         self.proven.clear()
+        self.refused.clear()
         self.sent.clear()
+        if any(b.partition >= self.kafka.partitions for b in self.delivery.batches()):
+            self.vain.sealed_anew()
+        self.stale_s = STALE_S * (1 + self.jitter)
         self.carry_out(self.delivery.connected(self.kafka.partitions))
 
     @precondition(lambda self: self.delivery.phase is Phase.CONNECTING)
     @rule()
     def fail_to_connect(self) -> None:
+        self.vain.lives += 1
         self.carry_out(self.delivery.connect_failed("unreachable"))
 
     @precondition(lambda self: self.delivery.phase is Phase.CLOSING)
@@ -211,6 +341,11 @@ class DeliveryProgram(RuleBasedStateMachine):
         for partition, outs in self.pending.items():
             self.late[partition].extend(outs)
         self.pending.clear()
+        sent = {b.partition for b in self.sent}
+        self.vain.closed(sent, self.proven | self.refused, isolating=bool(self.refused))
+        if self.refused:
+            self.isolations.append((self.clock.now, 1))
+            assert within_rate(self.isolations, ISOLATIONS_BURST, ISOLATIONS_PER_S)
         self.carry_out(self.delivery.closed())
 
     @precondition(lambda self: self.kafka.partitions > 1)
@@ -219,17 +354,48 @@ class DeliveryProgram(RuleBasedStateMachine):
         self.kafka.partitions = data.draw(st.integers(1, self.kafka.partitions - 1))
 
     @invariant()
-    def waits_are_bounded(self) -> None:
-        due_s = self.delivery.due_s
-        if self.delivery.phase is Phase.DOWN:
-            assert due_s is not None
-            bound_s = max(RETRY.backoff_max_s, BREAKER.cooldown_s)
-            assert due_s - self.clock.now <= bound_s
-        elif self.delivery.phase is Phase.RETIRING:
-            assert due_s is not None
-            assert due_s - self.clock.now <= RETIRE_S
-        else:
-            assert due_s is None
+    def what_can_become_due_has_a_date_that_is_not_past_and_not_far(self) -> None:
+        due_s, now = self.delivery.due_s, self.clock.now
+        assert due_s is None or due_s >= now
+        match self.delivery.phase:
+            case Phase.DOWN:
+                assert due_s is not None
+                assert due_s - now <= max(RETRY.backoff_max_s, 2 * BREAKER.cooldown_s) + GRAIN_S
+            case Phase.RETIRING:
+                assert due_s is not None
+                assert due_s - now <= RETIRE_S + GRAIN_S
+            case Phase.LIVE:
+                assert (due_s is not None) == (self.delivery.queued > 0)
+                oldest_s = self.oldest_sent_s()
+                if oldest_s is not None and due_s is not None:
+                    assert now - oldest_s < self.stale_s
+                    assert due_s - oldest_s <= self.stale_s + TICK_S
+                    if self.delivery.breaker.state is not State.OPEN:
+                        assert due_s - now <= BREAKER.ack_age_max_s - self.silence_s() + TICK_S
+            case Phase.CONNECTING | Phase.CLOSING:
+                assert due_s is None
+
+    @invariant()
+    def a_living_producer_finds_the_breaker_open_exactly_in_silence(self) -> None:
+        assert self.silence_s() == self.delivery.silence_s()
+        if self.delivery.phase is Phase.LIVE:
+            silent = self.silence_s() >= BREAKER.ack_age_max_s
+            assert silent == (self.delivery.breaker.state is State.OPEN)
+            assert not silent or self.delivery.reason == UNANSWERED
+
+    @invariant()
+    def an_outage_is_lives_in_vain_a_kafka_never_seen_or_an_open_breaker(self) -> None:
+        """The lives of all partitions, or of one; and only while there is no living producer."""
+        live, absent = self.delivery.phase is Phase.LIVE, not self.producer
+        absent &= self.clock.now >= self.absent_at_s
+        expected = self.delivery.breaker.state is State.OPEN
+        if not live and not expected:
+            expected = absent or self.vain.reaches(RETRY.attempts_max)
+        assert expected == (self.delivery.outage is not None)
+
+    @invariant()
+    def the_client_waits_at_most_the_longest_backoff_and_a_half(self) -> None:
+        assert 0.5 <= self.delivery.client_backoff_s() <= 0.5 + RETRY.backoff_max_s
 
     @invariant()
     def no_byte_of_unknown_fate_is_passed(self) -> None:
@@ -258,7 +424,7 @@ class DeliveryProgram(RuleBasedStateMachine):
             if not self.delivery.queued:
                 break
             self.step_friendly()
-            self.waits_are_bounded()
+            self.what_can_become_due_has_a_date_that_is_not_past_and_not_far()
             self.first_deliveries_keep_the_order_of_admission()
         assert 0 == self.delivery.queued
         expected = {
@@ -282,11 +448,16 @@ class DeliveryProgram(RuleBasedStateMachine):
                 self.close()
             case Phase.LIVE | Phase.RETIRING:
                 waiting = [partition for partition, outs in self.pending.items() if outs]
-                assert waiting, "something is queued and nothing is under way"
-                self.serve(waiting[0])
+                if waiting:
+                    self.serve(waiting[0])
+                else:
+                    assert self.rate is not None, "something is queued and nothing is under way"
+                    self.advance_until_due()
 
 
-DeliveryProgram.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
+DeliveryProgram.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=50, deadline=None
+)
 TestDeliveryProgram = DeliveryProgram.TestCase
 
 
@@ -408,14 +579,16 @@ def test_a_producer_that_nobody_answers_is_given_up_in_the_end() -> None:
     batch = batch_of(b"a")
     delivery.admit(batch)
 
-    clock.advance(STALE_S)
+    clock.advance(STALE_S * 1.5 - 0.1)
     assert [] == delivery.tick()
+    assert pytest.approx(STALE_S * 1.5) == delivery.due_s
     clock.advance(0.1)
     assert [Close()] == delivery.tick()
 
     delivery.closed()
-    assert "unanswered" == delivery.reason
-    clock.advance(1.0)
+    assert UNANSWERED == delivery.reason
+    assert delivery.due_s is not None
+    clock.now = delivery.due_s
     assert [Connect()] == delivery.tick()
     assert [Send(batch)] == delivery.connected(4)
 
@@ -505,7 +678,7 @@ def test_a_refused_batch_is_halved_in_place() -> None:
         sent = sends.pop(0)
         assert isinstance(sent, Send)
         arrived.append([record.value for record in wire.records(sent.batch)])
-        sent.batch.settle()
+        settle(sent.batch)
         sends += delivery.acked(sent.batch)
     assert [[b"1", b"2"], [b"3", b"4", b"5"], [b"6"]] == arrived
     assert (5, 0) == (ledger.watermark, chunk.open_batches)
@@ -513,15 +686,26 @@ def test_a_refused_batch_is_halved_in_place() -> None:
 
 def test_a_smaller_topic_takes_over_what_was_bound_beyond_its_end() -> None:
     delivery = new_delivery(FakeClock())
-    batches = [batch_of(b"%d" % p, partition=p) for p in (1, 5, 3, 5)]
-    for batch in batches:
-        delivery.admit(batch)
+    ledger = Ledger(0, b"")
+    chunks = chunks_of(ledger, 10, 10, 10, 10)
+    for chunk, partition in zip(chunks, (1, 5, 3, 5), strict=True):
+        delivery.admit(batch_of(b"%d" % partition, partition=partition, chunks=[chunk]))
+        ledger.reserve(chunk)
     delivery.tick()
 
-    assert [Send(batches[0])] == delivery.connected(2)
-    assert [1, 1, 1, 1] == [batch.partition for batch in batches]
-    assert [Send(batches[2]), Send(batches[1])] == delivery.acked(batches[0])
-    assert [Send(batches[3])] == delivery.acked(batches[2])
+    sends = delivery.connected(2)
+    arrived = []
+    while sends:
+        (send, *sends) = sends
+        assert isinstance(send, Send)
+        arrived += [record.value for record in wire.records(send.batch)]
+        assert 1 == send.batch.partition
+        assert 0 == ledger.watermark, "nobody knows any more which batch holds which line"
+        settle(send.batch)
+        sends += delivery.acked(send.batch)
+
+    assert [b"1", b"5", b"5", b"3"] == arrived
+    assert 40 == ledger.watermark
 
 
 def test_a_failed_try_to_connect_backs_off_and_says_why() -> None:
@@ -530,8 +714,8 @@ def test_a_failed_try_to_connect_backs_off_and_says_why() -> None:
     delivery.tick()
 
     assert [] == delivery.connect_failed("unreachable")
-    assert (Phase.DOWN, 0.75, "unreachable") == (delivery.phase, delivery.due_s, delivery.reason)
-    clock.advance(0.7)
+    assert (Phase.DOWN, 0.5, "unreachable") == (delivery.phase, delivery.due_s, delivery.reason)
+    clock.advance(0.45)
     assert [] == delivery.tick()
     clock.advance(0.05)
     assert [Connect()] == delivery.tick()
@@ -541,17 +725,16 @@ def test_a_failed_try_to_connect_backs_off_and_says_why() -> None:
 def test_waits_of_a_long_outage_are_a_cooldown(failures: int, jitter: float) -> None:
     """The breaker opens and each probe that fails costs a cooldown; nothing grows beyond it."""
     clock = FakeClock()
-    delivery = new_delivery(clock)
-    delivery._jitter = lambda: jitter
+    delivery = new_delivery(clock, jitter=lambda: jitter)
     for n in range(1, failures + 1):
         assert [Connect()] == delivery.tick()
         delivery.connect_failed("unreachable")
         assert delivery.due_s is not None
         wait_s = delivery.due_s - clock.now
         if n < BREAKER.failures_max:
-            assert wait_s <= 2.0 ** (n - 1)
+            assert wait_s < 2.0 ** (n - 1)
         else:
-            assert pytest.approx(BREAKER.cooldown_s) == wait_s
+            assert pytest.approx(BREAKER.cooldown_s * (1 + jitter)) == wait_s
         clock.now = delivery.due_s
 
 
@@ -575,7 +758,7 @@ def test_an_acknowledgement_forgets_the_failures() -> None:
     delivery.admit(failing)
     delivery.failed(failing, "timeout")
     delivery.closed()
-    assert delivery.due_s == clock.now + 0.75
+    assert delivery.due_s == clock.now + 0.5
 
 
 def test_a_failed_life_counts_once_however_many_batches_failed() -> None:
@@ -589,23 +772,27 @@ def test_a_failed_life_counts_once_however_many_batches_failed() -> None:
     delivery.closed()
 
     assert State.CLOSED is delivery.breaker.state
-    assert 0.75 == delivery.due_s
+    assert 0.5 == delivery.due_s
 
 
-def test_the_oldest_pending_batch_is_what_is_waited_for() -> None:
+def test_silence_lasts_from_the_last_answer_or_from_the_oldest_batch_that_is_out() -> None:
     clock = FakeClock()
     delivery = live(clock)
-    assert 0.0 == delivery.oldest_pending_s()
+    clock.advance(100.0)
+    assert 0.0 == delivery.silence_s()
     first, second = batch_of(b"0", partition=0), batch_of(b"1", partition=1)
     delivery.admit(first)
     clock.advance(3.0)
     delivery.admit(second)
     clock.advance(1.0)
-    assert 4.0 == delivery.oldest_pending_s()
+    assert 4.0 == delivery.silence_s()
 
     delivery.acked(first)
-
-    assert 1.0 == delivery.oldest_pending_s()
+    assert 0.0 == delivery.silence_s()
+    clock.advance(2.0)
+    assert 2.0 == delivery.silence_s()
+    delivery.acked(second)
+    assert 0.0 == delivery.silence_s()
 
 
 @pytest.mark.parametrize("phase", [p for p in Phase if p is not Phase.CONNECTING])
@@ -635,9 +822,433 @@ def test_an_answer_to_what_was_never_sent_is_a_bug() -> None:
 
 
 def test_a_batch_sealed_for_a_partition_that_is_gone_takes_the_place_it_has_now() -> None:
-    """Sealed, or put by, before the topic was made again with fewer."""
+    """Sealed before the topic was made again with fewer."""
     delivery = live(partitions=4)
     (action,) = delivery.admit(batch := batch_of(b"a", partition=7))
 
     assert Send(batch) == action
     assert 3 == batch.partition
+
+
+def wait_until_due(delivery: Delivery, clock: FakeClock) -> list[Action]:
+    assert delivery.due_s is not None
+    clock.now = max(clock.now, delivery.due_s)
+    return delivery.tick()
+
+
+# ---- silence, and a broker that is slow
+
+
+SLOW_PARTITIONS = 2
+SLOW_S = 0.999 * min(BREAKER.ack_age_max_s, STALE_S / (SLOW_PARTITIONS * WINDOW))
+"""Between two answers: so each of all that can be out has one within ``STALE_S``."""
+
+
+def test_silence_opens_the_breaker_and_leaves_what_is_out_to_its_producer() -> None:
+    """It may deliver it yet, and then nothing goes twice."""
+    clock = FakeClock()
+    delivery = live(clock)
+    pending, waiting, other = batch_of(b"1"), batch_of(b"2"), batch_of(b"3", partition=1)
+    delivery.admit(pending)
+    delivery.admit(waiting)
+    assert BREAKER.ack_age_max_s == delivery.due_s
+
+    clock.advance(BREAKER.ack_age_max_s)
+    assert [] == delivery.tick()
+
+    assert (Phase.LIVE, State.OPEN) == (delivery.phase, delivery.breaker.state)
+    assert (UNANSWERED, STALE_S * 1.5) == (delivery.outage, delivery.due_s)
+    assert [] == delivery.admit(other)
+    clock.advance(BREAKER.cooldown_s * 1.5)
+    assert [] == delivery.tick()
+
+
+def test_the_first_answer_after_a_silence_lets_everything_go_on() -> None:
+    clock = FakeClock()
+    delivery = live(clock)
+    pending, waiting, other = batch_of(b"1"), batch_of(b"2"), batch_of(b"3", partition=1)
+    delivery.admit(pending)
+    clock.advance(BREAKER.ack_age_max_s)
+    delivery.tick()
+    delivery.admit(waiting)
+    delivery.admit(other)
+
+    assert UNANSWERED == delivery.reason
+
+    actions = delivery.acked(pending)
+
+    assert State.CLOSED is delivery.breaker.state
+    assert delivery.outage is delivery.reason is None
+    left = {waiting, other}
+    while actions:
+        action = actions.pop(0)
+        assert isinstance(action, Send)
+        left.remove(action.batch)
+        actions += delivery.acked(action.batch)
+    assert not left
+
+
+def probing(clock: FakeClock, *batches: Batch) -> tuple[Delivery, list[Action]]:
+    """Return a delivery whose breaker is half open, and what it did when connected."""
+    delivery = new_delivery(clock)
+    for batch in batches:
+        delivery.admit(batch)
+    for _ in range(BREAKER.failures_max):
+        delivery.tick()
+        delivery.connect_failed("unreachable")
+        assert delivery.due_s is not None
+        clock.now = delivery.due_s
+    assert [Connect()] == delivery.tick()
+    assert State.HALF_OPEN is delivery.breaker.state
+    return delivery, delivery.connected(4)
+
+
+def test_a_probe_is_one_batch_and_its_answer_lets_the_rest_go() -> None:
+    batches = [batch_of(b"a", partition=partition) for partition in range(4)]
+    delivery, actions = probing(FakeClock(), *batches[:3])
+
+    assert [Send(batches[0])] == actions
+    assert [] == delivery.admit(batches[3])
+    assert [Send(batch) for batch in batches[1:]] == delivery.acked(batches[0])
+
+
+def test_a_probe_that_nobody_answers_opens_the_breaker_again() -> None:
+    clock = FakeClock()
+    delivery, _ = probing(clock, batch_of(b"a"))
+    before = delivery.outage
+    assert before is None, "the probe decides"
+
+    clock.advance(BREAKER.ack_age_max_s)
+    delivery.tick()
+
+    assert (State.OPEN, UNANSWERED) == (delivery.breaker.state, delivery.outage)
+
+
+def test_nothing_to_send_is_no_silence() -> None:
+    clock = FakeClock()
+    delivery = live(clock)
+    proven(delivery)
+
+    clock.advance(10 * STALE_S)
+
+    assert [] == delivery.tick()
+    assert (Phase.LIVE, None, None) == (delivery.phase, delivery.outage, delivery.due_s)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 0.999])
+def test_a_batch_that_is_never_answered_ends_its_producer_though_others_are(
+    jitter: float,
+) -> None:
+    """Its broker alone may be away. Nodes give up at different times, or they come as a herd."""
+    clock = FakeClock()
+    delivery = new_delivery(clock, jitter=lambda: jitter)
+    delivery.tick()
+    delivery.connected(4)
+    delivery.admit(batch_of(b"stuck", partition=0))
+    stale_s = STALE_S * (1 + jitter)
+    while clock.now + 10.0 < stale_s:
+        clock.advance(10.0)
+        delivery.admit(other := batch_of(b"x", partition=1))
+        delivery.acked(other)
+        assert [] == delivery.tick()
+    assert pytest.approx(stale_s) == delivery.due_s
+
+    assert [Close()] == wait_until_due(delivery, clock)
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from([None, 60.0, 600.0]),
+    st.lists(
+        st.tuples(st.floats(0, SLOW_S), st.booleans(), st.integers(0, SLOW_PARTITIONS - 1)),
+        min_size=1,
+        max_size=60,
+    ),
+)
+def test_a_slow_or_throttled_broker_is_never_a_failure(
+    rate: float | None, answers: list[tuple[float, bool, int]]
+) -> None:
+    """No retirement, no open breaker, no outage, while each batch is answered in ``STALE_S``."""
+    clock = FakeClock()
+    delivery = new_delivery(clock, bytes_per_s_max=rate, jitter=lambda: 0.0)
+    out: deque[Batch] = deque()
+
+    def carry_out(actions: list[Action]) -> None:
+        out.extend(action.batch for action in actions if isinstance(action, Send))
+        assert Phase.LIVE is delivery.phase
+        assert State.CLOSED is delivery.breaker.state
+        assert delivery.outage is None
+
+    def wait_until(end_s: float) -> None:
+        while delivery.due_s is not None and delivery.due_s < end_s:
+            clock.now = delivery.due_s
+            carry_out(delivery.tick())
+        clock.now = end_s
+        carry_out(delivery.tick())
+
+    delivery.tick()
+    carry_out(delivery.connected(SLOW_PARTITIONS))
+    for gap_s, throttled, first in answers:
+        for n in range(SLOW_PARTITIONS):
+            partition = (first + n) % SLOW_PARTITIONS
+            carry_out(delivery.admit(batch_of(b"x" * 50, partition=partition)))
+        if not out:
+            assert delivery.due_s is not None, "nothing is out and nothing will be"
+            wait_until(delivery.due_s)
+        wait_until(clock.now + gap_s)
+        carry_out(delivery.acked(out.popleft(), throttled=throttled))
+
+
+def test_throttled_acknowledgements_shrink_what_may_be_out() -> None:
+    """Down to one batch on all partitions; and it grows again when the broker has had its rest."""
+    clock = FakeClock()
+    delivery = live(clock, partitions=int(START))
+    out = deque(batch_of(b"a", partition=p) for p in range(int(START)))
+    for batch in out:
+        delivery.admit(batch)
+
+    def acknowledge(*, throttled: bool) -> None:
+        clock.advance(0.1)
+        batch = out.popleft()
+        actions = delivery.admit(batch_of(b"b", partition=batch.partition))
+        actions += delivery.acked(batch, throttled=throttled)
+        out.extend(action.batch for action in actions if isinstance(action, Send))
+
+    widths = []
+    for _ in range(10):  # round trips
+        for _ in range(len(out)):
+            acknowledge(throttled=True)
+        widths.append(len(out))
+    assert sorted(widths, reverse=True) == widths
+    assert 1 == widths[-1]
+
+    for _ in range(200):
+        acknowledge(throttled=False)
+    assert len(out) > 10
+
+
+# ---- the rate
+
+
+@given(
+    st.floats(100.0, 1e6),
+    st.lists(st.tuples(st.integers(1, 2000), st.sampled_from(["", "ack", "wait", "due"])),
+             min_size=1, max_size=40),
+)  # fmt: skip
+def test_batches_leave_at_the_rate_and_each_one_leaves(
+    rate: float, steps: list[tuple[int, str]]
+) -> None:
+    """At most the rate, a burst of a second of it and one batch; and due when there is room."""
+    clock = FakeClock()
+    delivery = new_delivery(clock, bytes_per_s_max=rate)
+    sent, out = list[tuple[float, float]](), deque[Batch]()
+
+    def carry_out(actions: list[Action]) -> None:
+        for action in actions:
+            assert isinstance(action, Send)
+            sent.append((clock.now, len(action.batch.payload)))
+            out.append(action.batch)
+            assert within_rate(sent, rate * RATE_BURST_S, rate)
+
+    delivery.tick()
+    carry_out(delivery.connected(4))
+    for n, (length, then) in enumerate(steps):
+        carry_out(delivery.admit(batch_of(b"x" * length, partition=n % 4)))
+        if then == "ack" and out:
+            carry_out(delivery.acked(out.popleft()))
+        elif then == "wait":
+            clock.advance(0.25)
+            carry_out(delivery.tick())
+        elif then == "due" and not out and delivery.due_s is not None:
+            clock.now = delivery.due_s
+            carry_out(delivery.tick())
+    while delivery.queued:
+        if out:
+            carry_out(delivery.acked(out.popleft()))
+        else:
+            assert delivery.due_s is not None
+            clock.now = delivery.due_s
+            carry_out(delivery.tick())
+            assert out, "due, and nothing left"
+    assert len(steps) == len(sent)
+
+
+# ---- outage
+
+
+PATIENT = BreakerPolicy(failures_max=100, cooldown_s=30.0, ack_age_max_s=30.0)
+"""So that only lives of producers count."""
+
+
+@given(st.integers(1, 8), st.lists(st.booleans(), max_size=8))
+def test_lives_in_a_row_without_an_acknowledgement_are_an_outage(
+    attempts_max: int, connects: list[bool]
+) -> None:
+    """Whether it could not connect or connected in vain; and only while it is not connected."""
+    clock = FakeClock()
+    retry = RetryPolicy(attempts_max=attempts_max)
+    delivery = new_delivery(clock, retry=retry, breaker=PATIENT, absent_s=1e9)
+    batch = batch_of(b"a")
+    delivery.admit(batch)
+    for lives, connect in enumerate(connects):
+        assert (lives >= attempts_max) == (delivery.outage is not None)
+        wait_until_due(delivery, clock)
+        if not connect:
+            delivery.connect_failed("timeout")
+            continue
+        delivery.connected(4)
+        assert delivery.outage is None, "it may be over: the next answer decides"
+        delivery.failed(batch, "timeout")
+        delivery.closed()
+    assert (len(connects) >= attempts_max) == (delivery.outage == "timeout")
+
+    wait_until_due(delivery, clock)
+    delivery.connected(4)
+    delivery.acked(batch)
+    again = batch_of(b"b")
+    delivery.admit(again)
+    delivery.failed(again, "timeout")
+    delivery.closed()
+    assert (attempts_max == 1) == (delivery.outage is not None), "an acknowledgement forgets"
+
+
+def test_a_partition_that_fails_life_after_life_is_an_outage_though_others_are_acked() -> None:
+    """Its lines would hold the watermark of every file for ever."""
+    clock = FakeClock()
+    delivery = new_delivery(clock, breaker=PATIENT)
+    unlucky = batch_of(b"a", partition=0)
+    delivery.admit(unlucky)
+    for life in range(RETRY.attempts_max):
+        lucky = batch_of(b"%d" % life, partition=1)
+        delivery.admit(lucky)
+        assert delivery.outage is None
+        wait_until_due(delivery, clock)
+        delivery.connected(4)
+        delivery.acked(lucky)
+        delivery.failed(unlucky, "no_leader")
+        delivery.closed()
+
+    assert "no_leader" == delivery.outage
+
+
+def test_a_kafka_that_never_was_there_is_an_outage_after_a_while() -> None:
+    """It may be one attempt that hangs: nothing needs to fail for that."""
+    clock = FakeClock()
+    delivery = new_delivery(clock, start_s=5.0, absent_s=30.0)
+    clock.advance(5.0)
+    assert [Connect()] == delivery.tick()
+
+    clock.advance(29.9)
+    assert delivery.outage is None
+    clock.advance(0.1)
+    assert "connecting" == delivery.outage
+
+    delivery.connected(4)
+    assert delivery.outage is None
+
+
+def test_a_kafka_that_was_there_once_is_not_absent() -> None:
+    """One failed life of a producer is none of the reasons to give up waiting."""
+    clock = FakeClock()
+    delivery = live(clock)
+    clock.advance(10 * ABSENT_S)
+    batch = batch_of(b"a")
+    delivery.admit(batch)
+    delivery.failed(batch, "timeout")
+    delivery.closed()
+
+    assert (Phase.DOWN, None) == (delivery.phase, delivery.outage)
+
+
+def test_an_open_breaker_is_an_outage() -> None:
+    clock = FakeClock()
+    hasty = BreakerPolicy(failures_max=1, cooldown_s=30.0, ack_age_max_s=30.0)
+    delivery = new_delivery(clock, breaker=hasty)
+    delivery.tick()
+    delivery.connect_failed("unreachable")
+
+    assert (State.OPEN, "unreachable") == (delivery.breaker.state, delivery.outage)
+
+
+def test_it_connects_no_earlier_than_told() -> None:
+    """Thousands of nodes that are rolled out at once would all connect at once."""
+    clock = FakeClock()
+    delivery = new_delivery(clock, start_s=7.0)
+
+    assert 7.0 == delivery.due_s
+    clock.advance(6.9)
+    assert [] == delivery.tick()
+    clock.advance(0.1)
+    assert [Connect()] == delivery.tick()
+
+
+def test_one_refused_record_among_many_is_no_outage() -> None:
+    """Kafka answers each half: to find the record takes lives, but nothing waits in vain."""
+    clock = FakeClock()
+    delivery = live(clock)
+    delivery.admit(batch_of(BAD, *(b"%d" % n for n in range(15))))
+    for _ in range(5):  # 16 records, 8, 4, 2 and the one
+        delivery.refused(delivery.batches()[0], "refused_invalid")
+        delivery.closed()
+        assert delivery.outage is None
+        delivery.tick()
+        delivery.connected(4)
+
+    assert [b"0"] == [record.value for record in wire.records(delivery.batches()[0])]
+
+
+# ---- what refusals and silence cost
+
+
+@pytest.mark.parametrize("minutes", [1, 10])
+def test_a_topic_that_refuses_everything_ends_so_many_producers_a_minute(minutes: int) -> None:
+    clock = FakeClock()
+    delivery = live(clock)
+    isolations: list[tuple[float, float]] = []
+    while clock.now < minutes * 60.0:
+        delivery.admit(bad := batch_of(BAD))
+        delivery.refused(bad, "refused_invalid")
+        isolations.append((clock.now, 1))
+        delivery.closed()
+        assert within_rate(isolations, ISOLATIONS_BURST, ISOLATIONS_PER_S)
+        assert [Connect()] == wait_until_due(delivery, clock)
+        delivery.connected(4)
+
+    expected = ISOLATIONS_BURST + ISOLATIONS_PER_S * 60 * minutes
+    assert expected - 1 <= len(isolations) <= expected + 1
+
+
+def test_the_one_among_many_is_found_without_a_wait() -> None:
+    """A burst of isolations is as many as it takes to halve the largest batch to its records."""
+    clock = FakeClock()
+    delivery = live(clock)
+    for n in range(ISOLATIONS_BURST - 1):
+        delivery.admit(bad := batch_of(BAD))
+        delivery.refused(bad, "refused_invalid")
+        delivery.closed()
+        assert clock.now == delivery.due_s, n
+        delivery.tick()
+        delivery.connected(4)
+
+
+@given(st.lists(st.floats(0, STALE_S - 1), min_size=1), st.floats(0, 1, exclude_max=True))
+def test_the_clients_own_waits_grow_with_the_silence_up_to_the_longest_backoff(
+    silences: list[float], jitter: float
+) -> None:
+    clock = FakeClock()
+    delivery = new_delivery(clock, jitter=lambda: jitter)
+    delivery.tick()
+    delivery.connected(4)
+    delivery.admit(batch_of(b"a"))
+    last_s = 0.0
+    for silent_s in sorted(silences):
+        clock.now = silent_s
+        wait_s = delivery.client_backoff_s()
+        assert last_s <= wait_s
+        least_s, most_s = (
+            0.5
+            + (1 + jitter) / 2 * min(max(RETRY.backoff_s, share * silent_s), RETRY.backoff_max_s)
+            for share in (0.5, 1.0)
+        )
+        assert least_s - GRAIN_S <= wait_s <= most_s + GRAIN_S
+        last_s = wait_s

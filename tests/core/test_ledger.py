@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.batch import Batch
-from agent.core.ledger import Chunk, Ledger
+from agent.core.ledger import Chunk, Ledger, Row
 from tests.fakes import chunks_of
 
 PARTITIONS = 12
@@ -21,6 +21,11 @@ def holding(chunks: list[Chunk], partition: int = 0) -> Batch:
         partition=partition, count=1, payload=b"", codec=0, first_ms=0, max_ms=0, raw_bytes=0,
         opened_at_s=0.0, chunks=chunks,
     )  # fmt: skip
+
+
+def settle(batch: Batch) -> None:
+    for chunk in batch.chunks:
+        chunk.ledger.settle(chunk)
 
 
 def safe_end(chunks: list[Chunk], unsettled: list[Batch]) -> int:
@@ -41,7 +46,7 @@ def settle_in_order(files: list[list[Chunk]], batches: list[Batch], order: list[
     settled: set[int] = set()
     for at in order:
         before = [chunks[0].ledger.watermark for chunks in files]
-        batches[at].settle()
+        settle(batches[at])
         settled.add(at)
         unsettled = [batch for i, batch in enumerate(batches) if i not in settled]
         after = [chunks[0].ledger.watermark for chunks in files]
@@ -174,7 +179,42 @@ def test_settling_a_batch_twice_is_a_bug() -> None:
     (chunk,) = chunks_of(ledger, 5)
     batch = holding([chunk])
     ledger.reserve(chunk)
-    batch.settle()
+    settle(batch)
 
     with pytest.raises(AssertionError, match="chunk at 0 settled twice"):
-        batch.settle()
+        settle(batch)
+
+
+@given(st.integers(0, 10_000), st.data())
+def test_rows_of_the_spool_tile_by_records_whatever_their_bytes(
+    head: int, data: st.DataObject
+) -> None:
+    """The watermark of a queue is the number of a record: what lies below it may be deleted."""
+    sizes = st.tuples(st.integers(1, 500), st.integers(0, 300_000))
+    ledger, rows, at = Ledger(head, b""), list[Row](), head
+    for records, raw_bytes in data.draw(st.lists(sizes, min_size=1, max_size=12)):
+        rows.append(Row(ledger, at, records, raw_bytes))
+        assert (records, raw_bytes) == (rows[-1].lines, rows[-1].bytes)
+        at += records
+        holding([rows[-1]])
+        ledger.reserve(rows[-1])
+
+    unsettled = list(rows)
+    for row in data.draw(st.permutations(rows)):
+        ledger.settle(row)
+        unsettled.remove(row)
+        assert (unsettled[0].start if unsettled else at) == ledger.watermark
+
+    assert rows == ledger.take_passed()
+
+
+def test_a_chunk_of_a_file_weighs_its_bytes() -> None:
+    ledger = Ledger(100, b"")
+
+    assert 23 == Chunk(ledger, 100, 123, b"", lines=4).bytes
+
+
+def test_a_row_without_records_is_a_bug() -> None:
+    ledger = Ledger(3, b"")
+    with pytest.raises(AssertionError, match="empty chunk at 3"):
+        ledger.reserve(Row(ledger, 3, 0, 10))

@@ -1,0 +1,72 @@
+"""When the intake may read: room, and the seam between the spool and Kafka."""
+
+import pytest
+
+from agent.core.seam import Mode
+from agent.intake import Orders
+from tests.fakes import FakeTopic
+from tests.model import CHUNK_BYTES, EVENTS_MAX, World
+
+TO_TAIL = Orders(read=True, direct=(False, True), replayed=([], []))
+
+
+@pytest.fixture
+def world() -> World:
+    """A node that knows both topics; nothing stands still or fails by chance."""
+    made = World(seed=1)
+    made.calm = True
+    for outlet in made.node.exits:
+        outlet.topic = FakeTopic(partitions=6, message_bytes_max=1 << 20)
+    return made
+
+
+def turn(world: World) -> bool:
+    """Let the intake do what it would. Return whether it did anything."""
+    done = []
+
+    async def once() -> None:
+        done.append(await world.node.intake.turn() is not None)
+
+    world.undisturbed(once)
+    return done == [True]
+
+
+def test_the_last_lines_of_the_tail_go_before_any_other(world: World) -> None:
+    """The spool is empty and Kafka answers, but the tail has an open batch: a line that went to
+    Kafka now would overtake the one in it (invariant 3)."""
+    node = world.node
+    world.append("acme/a.jsonl", 1)
+    node.sources.apply(world.scan())
+    world.undisturbed(lambda: node.intake._turn(TO_TAIL))
+    assert (Mode.LIVE, 1) == (node.ways[0].mode, node.worker.streams[0].tail.open)
+    world.append("acme/a.jsonl", 1)
+    node.sources.hint("acme/a.jsonl")
+
+    assert not turn(world), "nothing is read"
+    assert 1 == len(world.read)
+    assert 0 == node.worker.streams[0].tail.open, "it was sent off"
+    assert 1 == node.ways[0].spooled_records, "into the spool, as the older ones were"
+    assert Mode.REPLAYING is node.ways[0].mode
+
+
+def test_reading_waits_for_room_and_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backpressure: what is in flight is bounded, and settling it is all that it takes."""
+    monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
+    node = world.node
+    world.append("acme/a.jsonl", 3 * EVENTS_MAX)
+    node.sources.apply(world.scan())
+    for _ in range(3 * EVENTS_MAX):
+        turn(world)
+    stopped_at = len(world.read)
+    assert EVENTS_MAX <= stopped_at < 3 * EVENTS_MAX
+    assert stopped_at == node.in_flight.events
+
+    for _ in range(20):
+        world.clock.advance(1.0)
+        world.settle_everything()
+        for _ in range(EVENTS_MAX):
+            turn(world)
+
+    assert 3 * EVENTS_MAX == len(world.read)
+    world.settle_everything()
+    assert 0 == node.in_flight.events
