@@ -47,15 +47,18 @@ class Parts:
         name: str,
         topic: str,
         *,
-        attempts_max: int,
-        absent_s: float,
+        spooled: bool,
         quiet: Callable[[], AbstractAsyncContextManager[None]],
         settled: Callable[[Batch, int, float], None],
         refused: Callable[[Batch, str], None],
     ) -> Outlet:
-        kafka, clock = self.config.kafka, self.clock
+        """Make one way out. ``spooled``: something waits for it from before, so lines go there too.
+
+        A dead letter is put by at the first failure of its topic.
+        """
+        kafka, clock, retry = self.config.kafka, self.clock, self.config.retry
         delivery = Delivery(
-            replace(self.config.retry, attempts_max=attempts_max),
+            retry if name == "events" else replace(retry, attempts_max=1),
             Breaker(self.config.breaker, clock.monotonic, random.random),
             split=partial(wire.split, codec=self.codec),
             repartition=partial(
@@ -67,7 +70,7 @@ class Parts:
             retire_s=kafka.request_timeout_s,
             bytes_per_s_max=kafka.bytes_per_s_max,
             start_s=random.uniform(0, self.config.agent.start_jitter_s),  # noqa: S311
-            absent_s=absent_s,
+            absent_s=0.0 if spooled else kafka.start_s,
             clock=clock.monotonic,
             jitter=random.random,
         )
@@ -89,20 +92,15 @@ class Parts:
             metrics=self.metrics,
         )
 
-    def spool_rules(self, name: str) -> tuple[SpoolRules, int]:
-        """Return the rules of the queue, and the attempts at Kafka before it is used.
-
-        A dead letter is put by at once, and is never in a hurry.
-        """
+    def spool_rules(self, name: str) -> SpoolRules:
+        """Return the rules of a queue. Dead letters are never in a hurry, nor dropped."""
         spool, dlq = self.config.spool, self.config.dlq
         if name == "dead_letters":
             limits = Limits(dlq.store_bytes_max, 0.0)
-            return SpoolRules(True, limits, drop_oldest=False, tail_share=None), 1
+            return SpoolRules(True, limits, drop_oldest=False, tail_share=None)
         limits = Limits(spool.bytes_max, spool.disk_free_min)
         drop_oldest = spool.when_full == "drop_oldest"
-        return SpoolRules(spool.enabled, limits, drop_oldest, TAIL_SHARE), (
-            self.config.retry.attempts_max
-        )
+        return SpoolRules(spool.enabled, limits, drop_oldest, TAIL_SHARE)
 
     def sources(self, checkpoints: list[Checkpoint]) -> Sources:
         source, per_s = self.config.source, self.config.dlq.lines_per_s_max

@@ -9,9 +9,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -30,6 +29,7 @@ from agent.core.seam import Mode
 from agent.intake import Intake, Worker
 from agent.report import Report
 from agent.rounds import Rounds
+from agent.signals import stopping
 from agent.spool import Spool
 from agent.spooler import Spooler
 from agent.store import Store
@@ -121,15 +121,22 @@ class _Pipeline:
         self._metrics.in_flight_bytes.set_function(lambda: sum(c.bytes for c in counts))
         self._stop = asyncio.Event()
         self._acked = 0  # batches, to see whether a drain still gets anywhere
-        self._abandoned = False
 
     # ---- the life of one run
 
     async def run(self) -> int:
-        admin = self._admin()
+        admin, running = self._admin(), asyncio.current_task()
+        assert running is not None
+        abandoned = False
+
+        def abandon() -> None:  # the checkpoints are true anyway
+            nonlocal abandoned
+            abandoned = True
+            running.cancel()
+
         await admin.start()
         try:
-            with self._signals():
+            with stopping(self._begin_stop, abandon):
                 event(log, logging.INFO, "agent.started", version=__version__, pid=os.getpid(),
                       node=self._config.node, http_port=admin.port)  # fmt: skip
                 async with asyncio.TaskGroup() as tasks:
@@ -139,7 +146,7 @@ class _Pipeline:
                     for task in keep:
                         task.cancel()
         except asyncio.CancelledError:
-            if not self._abandoned:
+            if not abandoned:
                 raise
         finally:
             self._rounds.close()
@@ -206,27 +213,9 @@ class _Pipeline:
     def _settled_batches(self) -> int:
         return self._acked + sum(way.stored_batches for way in self._ways)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """First SIGTERM or SIGINT: drain. Second: end at once; the checkpoints are true anyway."""
-        loop, running = asyncio.get_running_loop(), asyncio.current_task()
-        assert running is not None
-
-        def stop() -> None:
-            if self._stop.is_set():
-                self._abandoned = True
-                running.cancel()
-                return
-            event(log, logging.INFO, "agent.stopping", drain_s=self._config.agent.drain_s)
-            self._stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+    def _begin_stop(self) -> None:
+        event(log, logging.INFO, "agent.stopping", drain_s=self._config.agent.drain_s)
+        self._stop.set()
 
     # ---- what happens between the rooms
 
@@ -255,22 +244,19 @@ class _Pipeline:
         self._intake.wake()
 
     def _way(self, name: str, topic: str) -> Spooler:
-        queue = self._spool.queues[name]
-        rules, attempts_max = self._parts.spool_rules(name)
         outlet = self._parts.outlet(
             name,
             topic,
-            attempts_max=attempts_max,
-            absent_s=0.0 if queue.records else self._config.kafka.start_s,
+            spooled=self._spool.queues[name].records > 0,
             quiet=lambda: self._intake.quiet(),  # noqa: PLW0108 - it is made after this
             settled=partial(self._settled, name),
             refused=partial(self._refused, name),
         )
         way = Spooler(
             outlet,
-            queue,
+            self._spool.queues[name],
             self._in_store,
-            rules,
+            self._parts.spool_rules(name),
             in_flight=InFlight(self._config.in_flight),
             settle=self._checkpointer.settle,
             changed=self._committed,

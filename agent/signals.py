@@ -1,0 +1,29 @@
+"""SIGTERM and SIGINT: the first one asks, the second one insists."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def stopping(first: Callable[[], None], second: Callable[[], None]) -> Iterator[None]:
+    """Call ``first`` at the first signal and ``second`` at each later one, on the running loop."""
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        if asked:
+            second()
+        else:
+            asked = True
+            first()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
