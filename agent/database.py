@@ -18,7 +18,6 @@ import sqlite_utils
 
 from agent import sqlite
 from agent.core.identity import Anchor, Birth, Checkpoint
-from agent.errors import StateTooNew
 from agent.telemetry import event
 
 log = logging.getLogger(__name__)
@@ -85,19 +84,12 @@ def _check_rows(database: sqlite_utils.Database) -> None:
 
 
 def _migrate(database: sqlite_utils.Database, path: Path) -> None:
-    stored = database.execute("PRAGMA user_version").fetchone()[0]
-    major, minor = divmod(stored, 1000)
-    if major > MAJOR:
-        raise StateTooNew(
-            f"{path} is of state version {major}.{minor}; this agent knows {MAJOR}.{MINOR}: "
-            "run a newer agent, or start with an empty state directory (lines go out again)"
-        )
+    remedy = "run a newer agent, or start with an empty state directory (lines go out again)"
+    sqlite.check_version(database.conn, path, (MAJOR, MINOR), remedy)
     database.table("meta").create({"name": str, "value": str}, pk="name", if_not_exists=True)
     database.table("checkpoints").create(
         _COLUMNS, pk=("source_id", "generation"), not_null={"watermark"}, if_not_exists=True
     )
-    if stored < MAJOR * 1000 + MINOR:
-        database.execute(f"PRAGMA user_version={MAJOR * 1000 + MINOR}")
 
 
 def _signed(n: int) -> int:

@@ -74,9 +74,17 @@ def made(
         max_request_size=1 << 30,  # the topic's own limit is checked on the sealed batch
     )
     producer.client._topics.add(topic)  # noqa: SLF001 - with none, it asks for all topics
+    producer._message_accumulator._pending_batches = _Pending()  # noqa: SLF001
     _watch_metadata(producer, topic)
     _of[producer] = connections
     return producer
+
+
+class _Pending(set[Any]):
+    """Batches on the wire. One that waits to be tried again is not among them when it is failed."""
+
+    def remove(self, batch: Any) -> None:
+        self.discard(batch)
 
 
 def ease(producer: AIOKafkaProducer, backoff_s: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agent import salvage, sqlite
-from agent.errors import StateTooNew, StoreError
+from agent.errors import StoreError
 from agent.queue import BOUNDS, BOUNDS_TABLE, Bounds, Queue, table_of
 from agent.rows import COLUMNS, TABLE
 from agent.telemetry import SINKS, event
@@ -43,19 +43,28 @@ class Spool:
         return {name: (queue.head, queue.end) for name, queue in self.queues.items()}
 
     def close(self) -> None:
-        self._connection.close()
+        """Raises ``StoreError``."""
+        try:
+            self._connection.close()
+        except sqlite3.Error as error:
+            raise StoreError(f"closing the spool: {error}") from error
 
 
 def _opened(
     path: Path, at_least: Mapping[str, Bounds]
 ) -> tuple[sqlite3.Connection, dict[str, Queue]]:
     # Beside the damaged file until what can be read of it is saved: a start may be cut short.
-    unsaved = path.with_name(path.name + ".unsaved")
+    unsaved, aside = path.with_name(path.name + ".unsaved"), sqlite.aside_of(path)
+    if unsaved.exists():
+        if aside.exists():
+            sqlite.remove(path)  # a copy that was not finished
+        else:
+            sqlite.put_aside(path)
 
     def prepare(connection: sqlite3.Connection) -> tuple[sqlite3.Connection, dict[str, Queue]]:
         _migrate(connection, path)
-        if unsaved.exists() and sqlite.aside_of(path).exists():
-            _salvage(connection, sqlite.aside_of(path))
+        if unsaved.exists() and aside.exists():
+            _salvage(connection, aside)
         queues = {
             name: Queue(connection, name, at_least.get(name, (0, 0)), path.parent) for name in SINKS
         }
@@ -74,18 +83,10 @@ def _opened(
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    stored = connection.execute("PRAGMA user_version").fetchone()[0]
-    major, minor = divmod(stored, 1000)
-    if major > MAJOR:
-        raise StateTooNew(
-            f"{path} is of version {major}.{minor}; this agent knows {MAJOR}.{MINOR}: "
-            "run a newer agent"
-        )
+    sqlite.check_version(connection, path, (MAJOR, MINOR), "run a newer agent")
     for name in SINKS:
         connection.execute(TABLE.format(table=table_of(name)))
     connection.execute(BOUNDS_TABLE)
-    if stored < MAJOR * 1000 + MINOR:
-        connection.execute(f"PRAGMA user_version={MAJOR * 1000 + MINOR}")
 
 
 def _salvage(connection: sqlite3.Connection, aside: Path) -> None:

@@ -96,8 +96,13 @@ class Store:
         return database.spooled_of(self._database.table("meta").rows)
 
     def close(self) -> None:
-        self._database.conn.close()
-        os.close(self._lock_fd)
+        """Raises ``StoreError``; the lock is released all the same."""
+        try:
+            self._database.conn.close()
+        except sqlite3.Error as error:
+            raise StoreError(f"closing the checkpoints: {error}") from error
+        finally:
+            os.close(self._lock_fd)
 
     def _pin(self, node: str) -> None:
         """Derived event ids contain the node's name: it must not change under stored offsets."""

@@ -57,6 +57,16 @@ def writing(path: Path) -> Iterator[list[int]]:
         writer.join()
 
 
+def begin_outage(agent: Agent, embedded: EmbeddedKafka, lines: int) -> None:
+    """Start the agent, let Kafka go, and write: ``lines`` in all, the first of them delivered."""
+    path = agent.root / "acme/a.jsonl"
+    append(path, [feedback(0)])
+    agent.start()
+    agent.until_delivered(1)
+    embedded.broker_down()
+    append(path, map(feedback, range(1, lines)))
+
+
 def test_lines_go_through_the_spool_and_live_again_in_order(
     embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
 ) -> None:
@@ -122,12 +132,8 @@ def test_a_file_that_is_gone_after_it_was_spooled_arrives(
 ) -> None:
     """The point of a spool: the disk of the apps need not wait for Kafka."""
     with Agent(tmp_path, mock, **IMPATIENT) as agent:
+        begin_outage(agent, embedded, 5000)
         path = agent.root / "acme/a.jsonl"
-        append(path, [feedback(0)])
-        agent.start()
-        agent.until_delivered(1)
-        embedded.broker_down()
-        append(path, map(feedback, range(1, 5000)))
         agent.until(lambda: not agent.behind_bytes(), "settled by the spool")
         kept = path.rename(tmp_path / "kept.jsonl")
         embedded.broker_up()
@@ -196,12 +202,7 @@ def test_a_full_spool_stops_reading_and_drops_nothing(
 ) -> None:
     lines = 60_000
     with Agent(tmp_path, mock, spool={"bytes_max": SPOOL_BYTES}, **IMPATIENT, **SMALL) as agent:
-        path = agent.root / "acme/a.jsonl"
-        append(path, [feedback(0)])
-        agent.start()
-        agent.until_delivered(1)
-        embedded.broker_down()
-        append(path, map(feedback, range(1, lines)))
+        begin_outage(agent, embedded, lines)
         full = ["events: spool full (bytes_max)"]
         agent.until(lambda: agent.not_ready() == full, "full", within_s=40)
         held = agent.metric("spool_bytes", sink="events")
@@ -222,12 +223,7 @@ def test_drop_oldest_drops_the_oldest_and_counts_them_exactly(
     lines = 60_000
     spool = {"bytes_max": 6 * SPOOL_BYTES, "when_full": "drop_oldest"}
     with Agent(tmp_path, mock, spool=spool, **IMPATIENT, **SMALL) as agent:
-        path = agent.root / "acme/a.jsonl"
-        append(path, [feedback(0)])
-        agent.start()
-        agent.until_delivered(1)
-        embedded.broker_down()
-        append(path, map(feedback, range(1, lines)))
+        begin_outage(agent, embedded, lines)
         agent.until(lambda: not agent.behind_bytes(), "all read", within_s=60)
         dropped = agent.metric("spool_dropped_total", sink="events")
         assert dropped > 0

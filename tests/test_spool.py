@@ -202,7 +202,7 @@ def test_a_newer_major_version_is_refused_and_left_alone(path: Path) -> None:
         queue.put([batch(b"a", 2)])
     with edited(path) as connection:
         connection.execute(f"PRAGMA user_version={(MAJOR + 1) * 1000 + 4}")
-    with pytest.raises(StateTooNew, match=rf"{path} is of version {MAJOR + 1}\.4; "):
+    with pytest.raises(StateTooNew, match=rf"{path} is of state version {MAJOR + 1}\.4; "):
         Spool(path, {})
 
     assert [path] == list(path.parent.iterdir())
