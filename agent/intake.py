@@ -121,6 +121,7 @@ class Intake:
         self._in_flight = in_flight
         self._woken = asyncio.Event()
         self._stopping = False
+        self._starved = False  # the last turn had no room to read
         self._turning = asyncio.Lock()
 
     @property
@@ -139,8 +140,13 @@ class Intake:
         self._woken.set()
 
     def wake(self) -> None:
-        """Say that there may be room again, or something to replay."""
+        """Say that there may be something to replay, or another way for lines to go."""
         self._woken.set()
+
+    def room(self) -> None:
+        """Say that there may be room again."""
+        if self._starved:
+            self._woken.set()
 
     async def take_in(self, scan: Scan) -> None:
         """Hand a scan's result to the worker."""
@@ -194,11 +200,13 @@ class Intake:
         replayed = await self._ways[0].replay(), await self._ways[1].replay()
         direct = self._direct(0), self._direct(1)
         read = self._may_read(direct)
+        self._starved = not read
         if not read and not any(replayed):
             await self.seal()  # what takes up the room must not wait for company
             self._checkpointer.hurry()
             return None
-        return await self._turn(Orders(read, direct, replayed))
+        turn = await self._turn(Orders(read, direct, replayed))
+        return turn._replace(wait_s=0.0) if any(replayed) else turn  # there may be more of it
 
     async def _once(self, wait_max_s: float = IDLE_S) -> Turn | None:
         """Do one turn; wait for room if there is none, or until there is more to read."""

@@ -162,7 +162,7 @@ class _Pipeline:
     async def _read(self) -> None:
         """Read until the first signal."""
         async with asyncio.TaskGroup() as tasks:
-            aside = [tasks.create_task(w) for w in (self._rounds.run(), self._say_if_absent())]
+            aside = [tasks.create_task(w) for w in (self._rounds.run(), self._await_kafka())]
             reading = tasks.create_task(self._intake.run())
             await self._stop.wait()
             self._intake.stop()  # never cancelled: its last turn must be taken over
@@ -170,11 +170,14 @@ class _Pipeline:
             for task in aside:
                 task.cancel()
 
-    async def _say_if_absent(self) -> None:
-        start_s = self._config.kafka.start_s
-        if not await wait_event(self._events.outlet.described, start_s):
+    async def _await_kafka(self) -> None:
+        """Let reading begin when the partitions are known; say so when that takes long."""
+        described, start_s = self._events.outlet.described, self._config.kafka.start_s
+        if not await wait_event(described, start_s):
             event(log, logging.WARNING, "kafka.absent_at_start", waited_s=start_s,
                   spooling=self._events.mode is Mode.SPOOLING)  # fmt: skip
+            await described.wait()
+        self._intake.wake()
 
     async def _drain(self) -> None:
         """Finish what can be finished, as long as Kafka still acknowledges something."""
@@ -241,7 +244,7 @@ class _Pipeline:
         self._dead_letters.admit(dead_letter)
 
     def _committed(self) -> None:
-        self._intake.wake()
+        self._intake.room()
 
     def _way(self, name: str, topic: str) -> Spooler:
         outlet = self._parts.outlet(
@@ -259,7 +262,7 @@ class _Pipeline:
             self._parts.spool_rules(name),
             in_flight=InFlight(self._config.in_flight),
             settle=self._checkpointer.settle,
-            changed=self._committed,
+            changed=lambda: self._intake.wake(),  # noqa: PLW0108 - it is made after this
             metrics=self._metrics,
         )
         self._checkpointer.tell(way.ledger, way.moved)

@@ -135,7 +135,9 @@ def _watch_metadata(producer: AIOKafkaProducer, topic: str) -> None:
 
 def _give_up(producer: AIOKafkaProducer, error: Exception) -> None:
     """Fail what waits to be sent, before the sender can look at it again."""
-    waiting = producer._message_accumulator._batches  # noqa: SLF001
+    accumulator = producer._message_accumulator  # noqa: SLF001
+    waiting = accumulator._batches  # noqa: SLF001
+    accumulator._exception = error  # noqa: SLF001 - for what waits for its metadata elsewhere
     for batch in chain(*waiting.values()):
         batch.failure(exception=error)
         batch._drain_waiter.exception()  # noqa: SLF001 - who waits behind it is told, if anybody

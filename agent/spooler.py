@@ -164,10 +164,11 @@ class Spooler:
 
     def reserve(self, replayed: Iterable[Replayed]) -> None:
         """Take rows that the worker made batches of."""
-        for row, _ in replayed:
+        for row, batch in replayed:
             self.in_flight.add(row)
             self.ledger.reserve(row)
-        self.moved()
+            if batch is None:  # nothing of it will be acknowledged
+                self.moved()
 
     def moved(self) -> None:
         """Hear that something which was read from the spool is settled."""
@@ -210,8 +211,6 @@ class Spooler:
             self._tail.rest()
         if mode is not self._said:
             self._say(mode)
-        if mode is not Mode.LIVE:
-            self._changed()
 
     async def _drop_arrived(self) -> None:
         passed = self.ledger.take_passed()
@@ -253,6 +252,7 @@ class Spooler:
         self._metrics.spooled.labels(self.outlet.name).inc(records)
         self._settle(chunks)
         self._count()
+        self._changed()
 
     def _following(self, incoming: list[Batch]) -> list[Batch]:
         """Return what was sealed for Kafka still when the outage began: it follows the rest there.

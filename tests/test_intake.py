@@ -70,3 +70,17 @@ def test_reading_waits_for_room_and_goes_on(world: World, monkeypatch: pytest.Mo
     assert 3 * EVENTS_MAX == len(world.read)
     world.settle_everything()
     assert 0 == node.in_flight.events
+
+
+def test_a_turn_without_rows_wakes_no_spooler(world: World) -> None:
+    """A spooler that is woken may wake the intake: in an outage the two ran in circles."""
+    node = world.node
+    world.append("acme/a.jsonl", 1)
+    node.sources.apply(world.scan())
+    for way in node.ways:
+        way._woken.clear()
+
+    world.undisturbed(lambda: node.intake._turn(TO_TAIL))
+
+    assert 1 == len(world.read)
+    assert not any(way._woken.is_set() for way in node.ways)
