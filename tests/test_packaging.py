@@ -55,7 +55,16 @@ def test_the_version_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["scripts/check", "scripts/demo", "scripts/lock", "scripts/test", ".ci/run"]
+    "script",
+    [
+        "scripts/check",
+        "scripts/demo",
+        "scripts/faults",
+        "scripts/fleet",
+        "scripts/lock",
+        "scripts/test",
+        ".ci/run",
+    ],
 )
 def test_scripts_start_and_stop_at_the_first_error(script: str) -> None:
     """Strict mode, executable, and bash can parse them."""

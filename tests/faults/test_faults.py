@@ -1,0 +1,42 @@
+"""0 lost, few twice, in order, whatever becomes of brokers and topics: the quick form of
+``scripts/faults``.
+"""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.cluster import Brokers, Kafka
+from tests.faults.faults import by_trouble, on_their_own
+from tests.faults.play import play, play_together
+from tests.faults.registry import BrokerFault, Siege, TopicFault
+from tests.faults.scale import QUICK
+
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.timeout(600),  # others may have the brokers first; each wait has its own bound
+]
+
+
+@pytest.fixture
+def seed() -> str:
+    """A new one each time; a failure names it, and ``scripts/faults --seed`` repeats it."""
+    return str(random.SystemRandom().randrange(1 << 32))
+
+
+@pytest.mark.parametrize("faults", by_trouble().values(), ids=by_trouble())
+def test_no_trouble_of_brokers_loses_a_line(
+    faults: list[BrokerFault], brokers: Brokers, tmp_path: Path, seed: str
+) -> None:
+    """Several agents with topics of their own go through each trouble."""
+    outcomes = play_together(faults, brokers, QUICK, tmp_path, seed)
+
+    assert [] == [outcome.problem for outcome in outcomes if outcome.problem]
+
+
+@pytest.mark.parametrize("fault", on_their_own(), ids=lambda fault: fault.name)
+def test_nothing_done_to_a_topic_or_to_the_agent_loses_a_line(
+    fault: TopicFault | Siege, guarded_broker: Kafka, tmp_path: Path, seed: str
+) -> None:
+    assert play(fault, guarded_broker, QUICK, tmp_path, seed).problem is None
