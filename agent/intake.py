@@ -80,7 +80,8 @@ class Worker:
                 sources.truncated(followed)
             elif piece is not None:
                 chunk = chunker.fill(harvester, piece)
-                sources.turns.charge(followed, chunk.rejected)
+            read = (0, 0) if chunk is None else (chunk.bytes, chunk.rejected)
+            sources.turns.charge(followed, *read)
             if harvester.more:
                 sources.again(followed)
         sealed = chunker.seal_due()

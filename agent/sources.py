@@ -143,7 +143,7 @@ class Sources:
     @property
     def idle(self) -> bool:
         """Return whether nothing is known to be left to open or to read."""
-        return not (self._hints or self._openings or len(self.turns))
+        return not (self._hints or self._openings or self.turns.waiting)
 
     def wait_s(self, idle_s: float) -> float:
         """Return how long until there is something to do; ``idle_s`` if nobody knows."""
