@@ -39,6 +39,7 @@ _COLUMNS: dict[str, Any] = {
     "client": bytes,
     "gone_at": float,
 }
+_OPTIONAL = {"born_ns", "inode_generation", "gone_at"}
 UPSERT = (
     f"INSERT INTO checkpoints ({', '.join(_COLUMNS)}) "  # noqa: S608 - constants of this room
     f"VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT (source_id, generation) DO UPDATE SET "
@@ -77,10 +78,21 @@ def _check_rows(database: sqlite_utils.Database) -> None:
     """SQLite sees no flipped bit inside of a value; it must not stop every start to come."""
     try:
         for row in database["checkpoints"].rows:
+            _check_kinds(row)
             checkpoint_of(row)
         spooled_of(database.table("meta").rows)
     except Exception as error:
         raise sqlite3.DatabaseError(f"a row: {error!r}") from error
+
+
+def _check_kinds(row: dict[str, Any]) -> None:
+    """A column of SQLite holds a value of any kind, whatever it was declared as."""
+    for name, kind in _COLUMNS.items():
+        value = row[name]
+        if not (isinstance(value, kind) or (value is None and name in _OPTIONAL)):
+            raise TypeError(f"{name} is {type(value).__name__}")
+    if row["watermark"] < 0 or row["generation"] < 0:
+        raise ValueError("below zero")
 
 
 def _migrate(database: sqlite_utils.Database, path: Path) -> None:

@@ -449,6 +449,23 @@ def test_a_damaged_database_is_put_aside(
     assert [3] == [c.watermark for c in stored(tmp_path)]
 
 
+@pytest.mark.parametrize(
+    "column", ["generation", "inode", "device", "watermark", "fingerprint", "path", "gone_at"]
+)
+def test_a_value_of_another_kind_is_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, column: str
+) -> None:
+    """A flipped bit in a row's header makes text of a number; SQLite takes any kind anywhere."""
+    path = filled(tmp_path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE checkpoints SET {column} = 'x' WHERE watermark = 5003")  # noqa: S608
+
+    with closing(Store.open(tmp_path, "node-1")) as store:
+        assert [] == store.load()
+
+    assert ["checkpoints.damaged"] == events(caplog)
+
+
 def test_damage_twice_keeps_one_copy(tmp_path: Path) -> None:
     for _ in range(2):
         garbage(filled(tmp_path))
