@@ -52,12 +52,30 @@ class Parts:
         settled: Callable[[Batch, int, float], None],
         refused: Callable[[Batch, str], None],
     ) -> Outlet:
-        """Make one way out. ``spooled``: something waits for it from before, so lines go there too.
+        """Make one way out. ``spooled``: something waits for it, so lines queue behind it."""
+        kafka = self.config.kafka
+        connect = partial(
+            KafkaSink.connect,
+            kafka.bootstrap_servers,
+            topic,
+            client_id=kafka.client_id,
+            timeout_s=kafka.request_timeout_s,
+        )
+        return Outlet(
+            name,
+            self._delivery(name, 0.0 if spooled else kafka.start_s),
+            connect,
+            quiet=quiet,
+            settled=settled,
+            refused=refused,
+            clock=self.clock,
+            metrics=self.metrics,
+        )
 
-        A dead letter is put by at the first failure of its topic.
-        """
+    def _delivery(self, name: str, absent_s: float) -> Delivery:
+        """Make the machine of one way. A dead letter is put by at its topic's first failure."""
         kafka, clock, retry = self.config.kafka, self.clock, self.config.retry
-        delivery = Delivery(
+        return Delivery(
             retry if name == "events" else replace(retry, attempts_max=1),
             Breaker(self.config.breaker, clock.monotonic, random.random),
             split=partial(wire.split, codec=self.codec),
@@ -70,26 +88,9 @@ class Parts:
             retire_s=kafka.request_timeout_s,
             bytes_per_s_max=kafka.bytes_per_s_max,
             start_s=random.uniform(0, self.config.agent.start_jitter_s),  # noqa: S311
-            absent_s=0.0 if spooled else kafka.start_s,
+            absent_s=absent_s,
             clock=clock.monotonic,
             jitter=random.random,
-        )
-        connect = partial(
-            KafkaSink.connect,
-            kafka.bootstrap_servers,
-            topic,
-            client_id=kafka.client_id,
-            timeout_s=kafka.request_timeout_s,
-        )
-        return Outlet(
-            name,
-            delivery,
-            connect,
-            quiet=quiet,
-            settled=settled,
-            refused=refused,
-            clock=clock,
-            metrics=self.metrics,
         )
 
     def spool_rules(self, name: str) -> SpoolRules:

@@ -158,6 +158,8 @@ class Spooler:
         replayed = []
         for seq, records, batch in stored:
             row = Row(self.ledger, seq, records, batch.raw_bytes if batch is not None else 0)
+            if batch is None:
+                row.lines = 0
             replayed.append(Replayed(row, batch))
             self._read_to = row.end
         return replayed

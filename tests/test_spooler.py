@@ -445,6 +445,7 @@ async def test_a_full_spool_that_drops_counts_each_record(tmp_path: Path, kafka:
         await room.pass_time(BACK_S)
 
         assert 180 == dropped + len(room.arrived)
+        assert len(room.arrived) == room.counted("replayed_total")
         assert room.arrived[-1].startswith(b"59.2 ")
 
 
@@ -555,6 +556,7 @@ async def test_a_row_that_is_unreadable_is_passed_over(tmp_path: Path, kafka: Fa
         await room.pass_time(BACK_S)
         assert [b"a", b"c"] == room.arrived
         assert (Mode.LIVE, 1) == (room.way.mode, room.spool.queues["events"].lost)
+        assert 2 == room.counted("replayed_total"), "what was lost left for nowhere"
 
 
 async def test_a_stop_waits_for_kafka_while_it_answers(room: Room) -> None:
