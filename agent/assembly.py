@@ -118,6 +118,7 @@ class Parts:
             line_bytes_max=source.line_bytes_max,
             descriptors_max=source.descriptors_max,
             start_at_end=source.start_at == "end",
+            clock=self.clock,
             turns=Turns(Allowances(per_s, per_s or 0.0, self.clock.monotonic), self.metrics),
             metrics=self.metrics,
         )

@@ -23,13 +23,15 @@ from agent.core.diagnosis import Rejection
 from agent.core.formats import epoch_s
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk, Row
-from agent.core.lines import Piece
+from agent.core.lines import NUL, Piece
 from agent.core.policy import SchemaPolicy
 from agent.core.record import Origin, Recorder, RecordPolicy
 from agent.telemetry import Metrics
 
-OVERSIZE_SHOWN_BYTES = 64 << 10
+SHOWN_BYTES = 64 << 10
 """How much of a line over the limit goes into its dead letter."""
+OVERSIZE = Rejection("oversize", "")
+UNTERMINATED = Rejection("unterminated", "the file is gone, and its last line has no end")
 RECORDERS_MAX = 1024
 _BOM = b"\xef\xbb\xbf"
 
@@ -48,6 +50,15 @@ class Sealed(NamedTuple):
 
     events: list[Batch]
     dead_letters: list[Batch]
+
+
+class Bad(NamedTuple):
+    """A line that is rejected: ``shown`` is its beginning, ``length`` that of the whole."""
+
+    start: int
+    end: int
+    shown: bytes
+    length: int
 
 
 class ChunkPolicy(NamedTuple):
@@ -91,14 +102,15 @@ class Chunker:
         self.dead_letters.begin()
         tally: Counter[str] = Counter()
         if piece.skipped_to > piece.start:
-            self._oversize(source, chunk, piece.start, piece.skipped_to, tally)
+            self._skipped(source, chunk, recorder, piece, tally)
         start = piece.skipped_to
         for body in piece.lines:
             end = start + len(body) + 1
             line = body if start else body.removeprefix(_BOM)
-            if len(line) > line_bytes_max:
-                self._oversize(source, chunk, start, end, tally)
-            elif type(decoded := decode(line, wall_s)) is Decoded:
+            decoded = decode(line, wall_s) if len(line) <= line_bytes_max else OVERSIZE
+            if type(decoded) is not Decoded and line[:1] == NUL:
+                line, decoded = self._beyond_hole(line, wall_s, tally)
+            if type(decoded) is Decoded:
                 at_ms = _event_ms(decoded, now_ms) if event_time else now_ms
                 if decoded.removed:
                     tally["removed"] += decoded.removed
@@ -107,9 +119,7 @@ class Chunker:
                 tally["blank"] += 1
             else:
                 assert isinstance(decoded, Rejection)
-                tally[decoded.reason] += 1
-                dead_letter = recorder.dead_letter(line, decoded, start, end)
-                self.dead_letters.lines.add(chunk, now_ms, dead_letter, now_s)
+                self._reject(chunk, recorder, Bad(start, end, line, len(line)), decoded, tally)
             start = end
         self._count(chunk, tally, recorder)
         return chunk
@@ -189,17 +199,49 @@ class Chunker:
         ]
         return Sealed(fitting, shrunk)
 
-    def _oversize(
-        self, source: Source, chunk: Chunk, start: int, end: int, tally: Counter[str]
+    def _beyond_hole(
+        self, line: bytes, wall_s: float, tally: Counter[str]
+    ) -> tuple[bytes, Decoded | Rejection]:
+        """Look at a line without the NULs before it."""
+        left = line.lstrip(NUL)
+        tally["hole_bytes"] += len(line) - len(left)
+        fits = len(left) <= self._policy.line_bytes_max
+        return left, self._decode(left, wall_s) if fits else OVERSIZE
+
+    def _skipped(
+        self, source: Source, chunk: Chunk, recorder: Recorder, piece: Piece, tally: Counter[str]
     ) -> None:
-        shown = source.head(start, min(OVERSIZE_SHOWN_BYTES, end - start - 1))
-        limit = self._policy.line_bytes_max
-        rejection = Rejection("oversize", f"{end - start - 1} bytes, at most {limit}")
+        """Account for what a piece begins with and is no line."""
+        start, end = piece.start, piece.skipped_to
+        if piece.skipped == "hole":
+            tally["hole_bytes"] += end - start
+            return
+        oversize = piece.skipped == "oversize"
+        length = end - start - oversize  # without its newline, if it has one
+        shown = source.head(start, min(length, SHOWN_BYTES)).lstrip(NUL)
+        if shown.strip() or length > SHOWN_BYTES:
+            rejection = OVERSIZE if oversize else UNTERMINATED
+            self._reject(chunk, recorder, Bad(start, end, shown, length), rejection, tally)
+        else:
+            tally["blank"] += 1
+
+    def _reject(
+        self,
+        chunk: Chunk,
+        recorder: Recorder,
+        bad: Bad,
+        rejection: Rejection,
+        tally: Counter[str],
+    ) -> None:
         tally[rejection.reason] += 1
-        recorder = self._recorder(source.base)
-        dead_letter = recorder.dead_letter(shown, rejection, start, end, end - start - 1)
+        shown = bad.shown
+        if rejection is OVERSIZE:
+            limit = self._policy.line_bytes_max
+            rejection = Rejection("oversize", f"{bad.length} bytes, at most {limit}")
+            shown = shown[:SHOWN_BYTES]
+        record = recorder.dead_letter(shown, rejection, bad.start, bad.end, bad.length)
         now_s, now_ms = self._clock.monotonic(), int(self._clock.wall() * 1000)
-        self.dead_letters.lines.add(chunk, now_ms, dead_letter, now_s)
+        self.dead_letters.lines.add(chunk, now_ms, record, now_s)
 
     def _recorder(self, of: Checkpoint) -> Recorder:
         key = of.source_id, of.generation, of.client
@@ -224,6 +266,7 @@ class Chunker:
         metrics.lines_read.inc(chunk.lines)
         metrics.read_bytes.inc(chunk.end - chunk.start)
         metrics.lines_blank.inc(tally.pop("blank", 0))
+        metrics.hole_bytes.inc(tally.pop("hole_bytes", 0))
         metrics.control_characters_removed.inc(tally.pop("removed", 0))
         metrics.metadata_overwritten.inc(recorder.overwritten)
         recorder.overwritten = 0

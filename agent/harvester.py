@@ -22,7 +22,7 @@ from agent.core.identity import (
     source_id,
 )
 from agent.core.ledger import Chunk, Ledger
-from agent.core.lines import Cursor, Piece
+from agent.core.lines import NUL, Cursor, Piece
 
 
 class Truncated(NamedTuple):
@@ -62,22 +62,35 @@ class Harvester:
 
     ``path``, ``client`` and ``gone_at`` may be updated while it lives; they go into every
     checkpoint made from then on. ``file`` belongs to whoever opened it.
+
+    Attributes:
+        more: The last read was cut short by its length, not by the file's end.
+        read_bytes: What it returned.
+        seen_to: The offset up to which the file was seen; what lies between it and
+            ``cursor.start`` is a line without its end.
+        ending: Nothing will be written any more: the file's end is the end of its last line.
     """
 
     __slots__ = (
         "_base",
         "_head",
         "cursor",
+        "ending",
         "file",
         "gone_at",
         "ledger",
         "more",
         "path",
+        "read_bytes",
+        "seen_to",
     )
 
     def __init__(self, file: Readable, base: Checkpoint, line_bytes_max: int) -> None:
         self.file = file
-        self.more = True  # the last read was cut short by its length, not by the file's end
+        self.more = True
+        self.ending = False
+        self.read_bytes = 0
+        self.seen_to = base.watermark
         self.path = base.path
         self.gone_at = base.gone_at
         start, end = anchor_range(base.watermark)
@@ -103,25 +116,42 @@ class Harvester:
         may end alike, so the first bytes of the file must be what they were as well.
         """
         cursor = self.cursor
+        if cursor.passing:
+            cursor.hop(self.file.beyond_hole(cursor.at))
         stands = self.file.pread(len(self._head), 0) == self._head
         tail = cursor.tail
         wanted = len(tail) + cursor.want
         got = self.file.pread(wanted, cursor.at - len(tail))
         self.more = len(got) == wanted
+        self.read_bytes = len(got)
+        self.seen_to = cursor.at - len(tail) + len(got)
+        if stands and cursor.in_hole and self.file.pread(1, cursor.start) not in {b"", NUL}:
+            cursor.rewind()
+            self.more = True
+            return None
         if not (stands and got.startswith(tail)):
             return Truncated(cursor.start)
         piece = cursor.feed(got)
+        if piece is None and self.ending and not self.more:
+            piece = cursor.finish(got)
+        elif piece is not None and piece.skipped == "hole":
+            self.more = True  # what stands behind it was read, and not used
         if piece is not None and len(self._head) < FINGERPRINT_BYTES > piece.start:
             self._head = self.file.pread(min(FINGERPRINT_BYTES, piece.end), 0)
         return piece
 
+    @property
+    def torn(self) -> bool:
+        """Return whether the file was seen to end with a line without its end."""
+        return self.seen_to > self.cursor.start
+
     def chunk(self, piece: Piece) -> Chunk:
         """Return the ledger entry for the piece that was just read."""
-        lines = len(piece.lines) + (piece.skipped_to > piece.start)
+        lines = len(piece.lines) + (piece.skipped_to > piece.start and piece.skipped != "hole")
         return Chunk(self.ledger, piece.start, piece.end, self.cursor.tail, lines)
 
     def head(self, start: int, length: int) -> bytes:
-        """Return the beginning of an oversize line that was passed over."""
+        """Return the beginning of a line that was passed over."""
         return self.file.pread(length, start)
 
     def checkpoint(self) -> Checkpoint:

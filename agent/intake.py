@@ -80,8 +80,8 @@ class Worker:
                 sources.truncated(followed)
             elif piece is not None:
                 chunk = chunker.fill(harvester, piece)
-            read = (0, 0) if chunk is None else (chunk.bytes, chunk.rejected)
-            sources.turns.charge(followed, *read)
+            rejected = chunk.rejected if chunk is not None else 0
+            sources.turns.charge(followed, harvester.read_bytes, rejected)
             if harvester.more:
                 sources.again(followed)
         sealed = chunker.seal_due()

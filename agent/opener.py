@@ -92,6 +92,15 @@ class Descriptor:
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
+    def beyond_hole(self, offset: int) -> int:
+        """Return where the file system has stored something next; the size if it has nothing."""
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return offset  # this file system does not tell
+            return max(offset, self.size())
+
     def links(self) -> int:
         """Return the number of names; 0 once the file is deleted."""
         return os.fstat(self._fd).st_nlink

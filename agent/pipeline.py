@@ -275,8 +275,8 @@ class _Pipeline:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, work))
 
     def _admin(self) -> Admin:
-        files = self._worker.sources.open_files
-        report = Report(self._config.node, self._ways, self._rounds, self._in_flight, files)
+        sources = self._worker.sources
+        report = Report(self._config.node, self._ways, self._rounds, self._in_flight, sources)
         return Admin(
             self._config.http.host,
             self._config.http.port,

@@ -1,13 +1,12 @@
 """What the outside may ask of a running agent: ready or why not, and how far everything is."""
 
-from collections.abc import Callable
-
 from agent import __version__
 from agent.admin import Health
 from agent.core.quota import InFlight
 from agent.core.seam import Mode
 from agent.harvester import Followed
 from agent.rounds import Rounds
+from agent.sources import Sources
 from agent.spooler import Spooler
 
 
@@ -20,13 +19,13 @@ class Report:
         ways: tuple[Spooler, ...],
         rounds: Rounds,
         in_flight: InFlight,
-        files: Callable[[], list[Followed]],
+        sources: Sources,
     ) -> None:
         self._node = node
         self._ways = ways
         self._rounds = rounds
         self._in_flight = in_flight
-        self._files = files
+        self._sources = sources
 
     def health(self) -> Health:
         """The loop turns: it has just answered."""
@@ -58,7 +57,8 @@ class Report:
             "watcher": rounds.watcher_problem,
             "in_flight": {"events": self._in_flight.events, "bytes": self._in_flight.bytes},
             "sinks": {w.outlet.name: {**w.outlet.status(), **w.status()} for w in self._ways},
-            "files": [_file(followed) for followed in self._files()],
+            "files": [_file(followed) for followed in self._sources.open_files()],
+            "unreadable": self._sources.refusals.named(),
         }
 
 

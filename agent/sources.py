@@ -4,20 +4,20 @@ Everything here runs in the worker thread, where blocking is allowed. Who a file
 says; this room opens and closes, and gives turns.
 """
 
-import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container
 
+from agent.clock import Clock
 from agent.core.discovery import FileKey, Found, Scan, Seen, plan
 from agent.core.identity import Change, Checkpoint, Readable
 from agent.core.lines import Piece
+from agent.departed import Departed
 from agent.harvester import Followed, Harvester, Truncated
 from agent.opener import Descriptor, Refused
+from agent.refusals import Refusals
 from agent.registry import Registry
-from agent.telemetry import Metrics, event
+from agent.telemetry import Metrics
 from agent.turns import Turns
-
-log = logging.getLogger(__name__)
 
 ROOM_S = 0.05
 """Between two looks at whether a file may be closed, so that another can be opened."""
@@ -32,6 +32,7 @@ class Sources:
         open_file: Open a path beneath the root, or say why not.
         descriptors_max: Files open at once. Beyond it the one longest at rest is closed; while
             none rests, further files wait.
+        held_bytes_max: Of deleted files that are open; None: no limit.
         start_at_end: On the very first start, pass over what the first scan finds.
     """
 
@@ -42,12 +43,15 @@ class Sources:
         *,
         line_bytes_max: int,
         descriptors_max: int,
+        held_bytes_max: int | None = None,
         start_at_end: bool,
         turns: Turns,
+        clock: Clock,
         metrics: Metrics,
     ) -> None:
         self.registry = registry
         self.turns = turns
+        self.refusals = Refusals(metrics)
         self._open_file = open_file
         self._line_bytes_max = line_bytes_max
         self._descriptors_max = descriptors_max
@@ -56,12 +60,14 @@ class Sources:
         self._metrics = metrics
         self._by_key: dict[FileKey, Followed] = {}
         self._by_path: dict[str, Followed] = {}
-        self._unreadable: dict[str, str] = {}  # path -> reason, as last said
         self._openings: deque[Found] = deque()
         self._open: OrderedDict[Followed, None] = OrderedDict()  # least recently read first
         self._ends: dict[Followed, int] | None = None  # how far to read before a stop; None: on
         self._failing: list[Followed] = []  # could not be read: again after the next scan
         self._hints: deque[str | None] = deque()
+        self._departed = Departed(
+            turns.add, self._close, held_bytes_max=held_bytes_max, clock=clock, metrics=metrics
+        )
 
     def hint(self, path: str | None) -> None:
         """Say that ``path`` was written to; None: that any file may have been. From any thread."""
@@ -71,14 +77,14 @@ class Sources:
         """Take in what a scan met; the files to open are opened a few at each ``next``."""
         before = {key: f.seen for key, f in self._by_key.items() if f.seen is not None}
         todo = plan(before, scan)
+        self._count_unopened(scan)
         for gone in todo.gone:
             self._lose(self._by_key.pop(gone.key))
         whole = not (scan.root_problem or scan.unreadable or scan.over_limit)
         if self._scanned and whole and not self._openings:  # all that a scan met was opened
             for followed in self.registry.never_met():
                 self.registry.lose(followed)
-        for followed in [f for f in self._open if f.seen is None and self._drained(f)]:
-            self._close(followed)
+        self._departed.scanned(list(self._open), self._drained)
         self.turns.add(*(f for f in self._failing if f.harvester is not None))
         self._failing.clear()
         self._scanned = True
@@ -88,9 +94,8 @@ class Sources:
             self.registry.strangers.begin_at_end = new
         self._start_at_end = False
         self.registry.scanned(new)
-        seen_now = {seen.path for seen in scan.files}
-        self._unreadable = {p: why for p, why in self._unreadable.items() if p in seen_now}
-        self._count(scan)
+        self.refusals.scanned(scan)
+        self._count()
 
     def next(self) -> Followed | None:
         """Return the file whose turn it is, None when none is known to have something to read."""
@@ -101,6 +106,8 @@ class Sources:
                 break
             self._wake(self._openings.popleft().seen)
         followed = self.turns.take()
+        while followed is not None and followed.harvester is None:  # given up meanwhile
+            followed = self.turns.take()
         if followed is not None:
             self._open.move_to_end(followed)
         return followed
@@ -113,8 +120,8 @@ class Sources:
         except OSError as error:
             followed.harvester.more = False
             self._failing.append(followed)
-            path = followed.checkpoint.path
-            self._refused(path, Refused("error", error.strerror or type(error).__name__))
+            said = error.strerror or type(error).__name__
+            self.refusals.note(followed.checkpoint.path, "error", said)
             return None
 
     def again(self, followed: Followed) -> None:
@@ -126,12 +133,16 @@ class Sources:
     def limit(self) -> None:
         """Read no file further than it reaches now: a stop must not chase apps that write on."""
         self.turns.hurry()
+        for followed in [f for f in self._open if f.seen is None]:
+            self._departed.finish(followed)  # no other life of ours could read it
         self._ends = {f: f.harvester.file.size() for f in self._open if f.harvester is not None}
 
     def truncated(self, followed: Followed) -> None:
         """Begin the next generation of an open file whose content is not what it was."""
-        assert followed.harvester is not None
-        file = followed.harvester.file
+        reader = followed.harvester
+        assert reader is not None
+        file, size = reader.file, followed.seen.size if followed.seen is not None else 0
+        self._unread("truncated", max(size, reader.seen_to) - reader.cursor.start)
         base = self.registry.supersede(followed, Change("truncated"), file)
         self._follow(followed, base, file)
 
@@ -180,7 +191,7 @@ class Sources:
             return
         opened = self._open_file(seen.path)
         if isinstance(opened, Refused):
-            self._refused(seen.path, opened)
+            self.refusals.note(seen.path, opened.reason, opened.detail)
             return
         if (opened.birth.device, opened.birth.inode) != seen.key:
             opened.close()  # rotated since it was seen: the next scan knows what lies here now
@@ -191,19 +202,20 @@ class Sources:
             self._adopt(opened, seen)
         except OSError as error:
             opened.close()
-            self._refused(seen.path, Refused("error", error.strerror or ""))
+            self.refusals.note(seen.path, "error", error.strerror or "")
 
     def _adopt(self, file: Descriptor, seen: Seen) -> None:
         known = self.registry.get(file.birth)
         if known is not None and known.harvester is not None:
             file.close()  # it was gone, is back, and was never let go of
             known.harvester.gone_at = None
+            known.harvester.ending = False
             self._see(known, seen)
             self.turns.add(known)
             return
         if known is None and (links := file.links()) > 1:
             file.close()  # one of its names may be another client's
-            self._refused(seen.path, Refused("links", f"{links} names"))
+            self.refusals.note(seen.path, "links", f"{links} names")
             return
         found = self.registry.identify(file, seen)
         if found is None:
@@ -215,7 +227,7 @@ class Sources:
 
     def _follow(self, followed: Followed, base: Checkpoint, file: Readable) -> None:
         assert followed.harvester is None or followed.harvester.file is file, "one reader a file"
-        self._unreadable.pop(base.path, None)
+        self.refusals.clear(base.path)
         followed.checkpoint = base
         followed.harvester = Harvester(file, base, self._line_bytes_max)
         self.registry.rows.append(base)
@@ -236,22 +248,30 @@ class Sources:
     def _lose(self, followed: Followed) -> None:
         if followed.seen is not None and self._by_path.get(followed.seen.path) is followed:
             del self._by_path[followed.seen.path]
-        self.registry.lose(followed)
         if followed.harvester is not None:
             self.turns.add(followed)  # one more look at what its descriptor holds
+        elif followed.seen is not None:
+            self._unread("deleted", followed.seen.size - followed.checkpoint.watermark)
+        self.registry.lose(followed)
 
     def _is_open(self, seen: Seen) -> bool:
         followed = self._by_key.get(seen.key)
         return followed is not None and followed.harvester is not None
 
     def _room(self) -> bool:
-        """Return whether another file may be opened, closing the one longest at rest if need be."""
+        """Return whether another file may be opened, closing the one longest at rest if need be.
+
+        Better one whose last line is whole: of another that is then deleted, the line is lost.
+        """
         if len(self._open) < self._descriptors_max:
             return True
-        resting = next((f for f in self._open if self._drained(f)), None)
-        if resting is not None:
-            self._close(resting)
-        return resting is not None
+        resting = [f for f in self._open if self._drained(f)]
+        resting.sort(key=lambda f: f.harvester is not None and f.harvester.torn)
+        for followed in resting:
+            if self._departed.finish(followed):
+                self._close(followed)
+                return True
+        return False
 
     def _drained(self, followed: Followed) -> bool:
         harvester = followed.harvester
@@ -265,17 +285,22 @@ class Sources:
         followed.harvester = None
         del self._open[followed]
 
-    def _refused(self, path: str, refused: Refused) -> None:
-        if self._unreadable.get(path) != refused.reason:
-            self._unreadable[path] = refused.reason
-            event(log, logging.WARNING, "file.refused", path=path, reason=refused.reason,
-                  detail=refused.detail)  # fmt: skip
+    def _count_unopened(self, scan: Scan) -> None:
+        """Count what went while it still waited to be opened."""
+        met = {seen.key for seen in scan.files} if self._openings else ()
+        for found in self._openings:
+            if found.seen.key not in met:
+                known_bytes = found.before.size if found.before is not None else 0
+                self._unread("deleted", found.seen.size - known_bytes)
 
-    def _count(self, scan: Scan) -> None:
+    def _unread(self, cause: str, unread_bytes: int) -> None:
+        self._metrics.gone_unread_bytes.labels(cause).inc(max(0, unread_bytes))
+
+    def _count(self) -> None:
         files = self._metrics.files
         files.labels("active").set(len(self._open))
         files.labels("idle").set(len(self._by_key) - len(self._open))
-        files.labels("unreadable").set(len(self._unreadable) + len(scan.unreadable))
+        files.labels("unreadable").set(self.refusals.count)
         seen = [(f.seen, f.latest()) for f in self._by_key.values()]
         lag = sum(max(0, s.size - row.watermark) for s, row in seen if s is not None)
         self._metrics.lag_bytes.set(lag)

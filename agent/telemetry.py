@@ -17,6 +17,19 @@ from agent.core.identity import Cause
 from agent.core.reasons import REASONS
 
 SINKS = ("events", "dead_letters")
+UNREADABLE = (
+    "compressed",
+    "error",
+    "links",
+    "not_regular",
+    "other_device",
+    "outside",
+    "permission",
+    "symlink",
+    "too_deep",
+)
+"""Why a name or a directory below the root gives no lines."""
+GONE_CAUSES = ("deleted", "held", "truncated")
 FILE_STATES = ("active", "idle", "unreadable")
 CAUSES = tuple(cause for cause in get_args(Cause) if cause != "same")
 SEND_FAILURES = (
@@ -59,6 +72,9 @@ class Metrics:
             "lines_rejected", "Lines that became dead letters.", reason=REASONS
         )
         self.read_bytes = self._counter("read_bytes", "Bytes read from source files.")
+        self.hole_bytes = self._counter(
+            "hole_bytes", "NUL bytes before lines, which nobody wrote: passed over."
+        )
         self.events_delivered = self._counter(
             "events_delivered", "Events that Kafka acknowledged with acks=all."
         )
@@ -105,6 +121,17 @@ class Metrics:
             "clients_slowed", "Clients whose files wait, for they make too many dead letters."
         )
         self.files = self._gauge("files", "Known files.", state=FILE_STATES)
+        self.unreadable = self._gauge(
+            "unreadable", "Names and directories that give no lines, by reason.", reason=UNREADABLE
+        )
+        self.held_bytes = self._gauge(
+            "held_bytes", "Bytes of deleted files that are kept, for they are not read to the end."
+        )
+        self.gone_unread_bytes = self._counter(
+            "gone_unread_bytes",
+            "Bytes that were gone before they were read; a copy may still bring them.",
+            cause=GONE_CAUSES,
+        )
         self.checkpoint_commits = self._counter("checkpoint_commits", "Checkpoints written.")
         self.checkpoint_seconds = self._histogram(
             "checkpoint_seconds", "Time of one checkpoint commit.", CHECKPOINT_BUCKETS_S

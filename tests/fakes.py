@@ -89,6 +89,12 @@ class MemoryFile:
     def size(self) -> int:
         return len(self.content)
 
+    def links(self) -> int:
+        return 1
+
+    def beyond_hole(self, offset: int) -> int:
+        return offset
+
     def close(self) -> None:
         self.closed = True
 

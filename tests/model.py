@@ -88,6 +88,7 @@ class Inode:
         self.lines: list[Line] = []
         self.epoch = 0
         self.changes = 0  # stands for the mtime
+        self.links = 1
         self.torn: tuple[int, bytes] | None = None  # a line half written: number, the rest
 
     def truncate(self) -> None:
@@ -112,7 +113,10 @@ class OpenFile:
         return len(self.inode.content)
 
     def links(self) -> int:
-        return 1
+        return self.inode.links
+
+    def beyond_hole(self, offset: int) -> int:
+        return offset
 
     def close(self) -> None:
         pass
@@ -382,6 +386,7 @@ class Node:
             line_bytes_max=4096,
             descriptors_max=2,
             start_at_end=False,
+            clock=world.clock,
             turns=Turns(Allowances(None, 0.0, world.clock.monotonic), world.metrics),
             metrics=world.metrics,
         )
@@ -584,21 +589,24 @@ class World:
         inode = self._written_to(path)
         for _ in range(count):
             number, rest = inode.torn or self._next_line(bad=bad)
-            inode.torn = None
             inode.content += rest
             inode.changes += 1
-            inode.lines.append(Line(number, len(inode.content)))
-            self.life_of[number] = self.inodes.index(inode), inode.epoch
+            self._written(inode, number)
+
+    def _written(self, inode: Inode, number: int) -> None:
+        inode.torn = None
+        inode.lines.append(Line(number, len(inode.content)))
+        self.life_of[number] = self.inodes.index(inode), inode.epoch
 
     def tear(self, path: str) -> None:
-        """Write the first half of a line."""
+        """Write the first part of a line, enough to know it by."""
         inode = self._written_to(path)
         if inode.torn is None:
             number, body = self._next_line(bad=False)
-            half = len(body) // 2
-            inode.content += body[:half]
+            cut = body.index(b'"session_id"')
+            inode.content += body[:cut]
             inode.changes += 1
-            inode.torn = number, body[half:]
+            inode.torn = number, body[cut:]
 
     def _next_line(self, *, bad: bool) -> tuple[int, bytes]:
         self.lines += 1
@@ -628,6 +636,9 @@ class World:
     def delete(self, path: str) -> None:
         inode = self.files.pop(path, None)
         if inode is not None:
+            inode.links = 0
+            if inode.torn is not None:  # what there is of it is all there will be
+                self._written(inode, inode.torn[0])
             self._destroy(inode, still_readable=self.node.holds_open(inode))
 
     def _destroy(self, inode: Inode, *, still_readable: bool) -> None:

@@ -133,6 +133,10 @@ class Agent:
         self._process = None
         return code
 
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     # ---- what it says
 
     def log_text(self) -> str:

@@ -38,7 +38,7 @@ BAD = [
     Bad("no_json", b"not json", "invalid_json"),
     Bad("torn", feedback(1)[:-9], "invalid_json"),
     Bad("two_values", b"{} {}", "invalid_json"),
-    Bad("nul_bytes", b"\0" * 64, "invalid_json"),
+    Bad("nul_bytes_within", _with('"comment":"@"').replace(b"@", b"\0" * 64), "invalid_json"),
     Bad("invalid_utf8", _with('"comment":"@"').replace(b"@", b"\xff\xfe"), "invalid_utf8"),
     Bad("overlong_utf8", _with('"comment":"@"').replace(b"@", b"\xc0\xaf"), "invalid_utf8"),
     Bad("lone_surrogate", _with(r'"comment":"\ud800"'), "invalid_utf8"),
@@ -62,7 +62,7 @@ BAD = [
     Bad("one_too_long", _with(f'"comment":"{"x" * LINE_BYTES_MAX}"'), "oversize"),
     Bad("huge", b"y" * HUGE_BYTES, "oversize"),
 ]
-BLANK = [b"", b"   ", b"\t", b"\r"]
+BLANK = [b"", b"   ", b"\t", b"\r", b"\0" * 64]
 ODD = [
     feedback(1, comment="carriage return") + b"\r",
     feedback(2, comment="duplicate key").replace(b'"rating": 4', b'"rating": 9, "rating": 4'),
@@ -70,6 +70,8 @@ ODD = [
     feedback(4, comment="a control character: \x01"),
     feedback(5, unknown="kept"),
     feedback(6, rating=None),
+    b"\0" * 100 + feedback(7),
+    b"\0" * (LINE_BYTES_MAX + 1) + feedback(8),
 ]
 """Lines that are a little strange, and events."""
 BOM = b"\xef\xbb\xbf"

@@ -61,6 +61,7 @@ class Life:
             line_bytes_max=4096,
             descriptors_max=8,
             start_at_end=False,
+            clock=clock,
             turns=Turns(Allowances(None, 0.0, clock.monotonic), metrics),
             metrics=metrics,
         )

@@ -34,6 +34,12 @@ class Readable(Protocol):
     def size(self) -> int:
         """Return the size in bytes, now."""
 
+    def links(self) -> int:
+        """Return the number of names; 0 once the file is deleted."""
+
+    def beyond_hole(self, offset: int) -> int:
+        """Return where something is stored at or after ``offset``, which may be ``offset``."""
+
     def close(self) -> None:
         """Give the descriptor back. Safe to repeat."""
 

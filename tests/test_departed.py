@@ -1,0 +1,231 @@
+"""Files that are deleted or moved away while their lines are still to be read. Real files."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from agent.core.ledger import Chunk
+from agent.core.lines import Piece
+from agent.core.quota import Allowances
+from agent.departed import GRACE_S
+from agent.harvester import Truncated
+from agent.opener import Opened, open_beneath
+from agent.registry import Registry
+from agent.scanner import Scanner
+from agent.sources import Sources
+from agent.telemetry import Metrics
+from agent.turns import Turns
+from tests.fakes import FakeClock
+
+LINE = b'{"n":1}\n'
+TORN = b'{"n":'
+
+
+class Reader:
+    """The reading side without Kafka, over a real directory; what is read is settled at once."""
+
+    def __init__(self, root: Path, *, held_bytes_max: int | None, descriptors_max: int) -> None:
+        self.root, self.clock = root, FakeClock()
+        self.metrics = Metrics(CollectorRegistry())
+        self.pieces: list[Piece] = []
+        self._root_fd = os.open(root, os.O_RDONLY)
+        self._scanner = Scanner(root, ["*.jsonl*"])
+        registry = Registry(
+            [], line_bytes_max=4096, forget_after_s=1e9, clock=self.clock, metrics=self.metrics
+        )
+        self.sources = Sources(
+            self._open,
+            registry,
+            line_bytes_max=4096,
+            descriptors_max=descriptors_max,
+            held_bytes_max=held_bytes_max,
+            start_at_end=False,
+            turns=Turns(Allowances(None, 0.0, self.clock.monotonic), self.metrics),
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+
+    def _open(self, path: str) -> Opened:
+        return open_beneath(self._root_fd, path)
+
+    def close(self) -> None:
+        for followed in self.sources.open_files():
+            assert followed.harvester is not None
+            followed.harvester.file.close()
+        os.close(self._root_fd)
+
+    def scan(self, *, read: bool = True) -> None:
+        self.sources.apply(self._scanner.scan())
+        if read:
+            self.read()
+
+    def read(self) -> None:
+        while (followed := self.sources.next()) is not None:
+            reader = followed.harvester
+            assert reader is not None
+            piece = self.sources.read(followed)
+            if isinstance(piece, Truncated):
+                self.sources.truncated(followed)
+            elif piece is not None:
+                chunk: Chunk = reader.chunk(piece)
+                chunk.ledger.reserve(chunk)
+                self.pieces.append(piece)
+            if reader.more:
+                self.sources.again(followed)
+
+    def pass_time(self, seconds: float) -> None:
+        """Scan every few seconds, as an agent does."""
+        for _ in range(int(seconds // 5)):
+            self.clock.advance(5.0)
+            self.scan()
+
+    @property
+    def unterminated(self) -> list[Piece]:
+        return [piece for piece in self.pieces if piece.skipped == "unterminated"]
+
+    @property
+    def opened(self) -> int:
+        return len(self.sources.open_files())
+
+    def gone_unread_bytes(self, cause: str) -> float:
+        return float(self.metrics.gone_unread_bytes.labels(cause)._value.get())
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    with closing(Reader(tmp_path, held_bytes_max=100_000, descriptors_max=4)) as made:
+        yield made
+
+
+def test_the_last_line_of_a_deleted_file_becomes_a_dead_letter_after_a_time(
+    reader: Reader,
+) -> None:
+    """Not before: whoever writes it may have it open still, and end the line."""
+    path = reader.root / "a.jsonl"
+    path.write_bytes(LINE + TORN)
+    reader.scan()
+    path.unlink()
+
+    reader.pass_time(GRACE_S - 5)
+    assert not reader.unterminated
+
+    reader.pass_time(15)
+    assert [Piece(8, 13, 13, [], "unterminated")] == reader.unterminated
+    reader.pass_time(5)
+    assert 0 == reader.opened
+
+
+def test_a_line_that_is_ended_after_the_deletion_is_read_whole(reader: Reader) -> None:
+    """The deadline begins again with each byte that comes."""
+    path = reader.root / "a.jsonl"
+    with path.open("ab", buffering=0) as app:
+        app.write(LINE + TORN)
+        reader.scan()
+        path.unlink()
+        reader.pass_time(GRACE_S - 5)
+        app.write(b"2}\n" + TORN)
+        reader.pass_time(GRACE_S - 5)
+
+        assert [[b'{"n":1}'], [b'{"n":2}']] == [piece.lines for piece in reader.pieces]
+        assert not reader.unterminated
+
+        reader.pass_time(20)
+    assert 1 == len(reader.unterminated)
+
+
+def test_the_torn_line_of_a_file_that_was_moved_away_waits_for_it(reader: Reader) -> None:
+    """It may be moved back, and go on: a half line would be sent as a dead letter, and its other
+    half as well."""
+    path, away = reader.root / "a.jsonl", reader.root / "a.away"
+    path.write_bytes(LINE + TORN)
+    reader.scan()
+    path.rename(away)
+    reader.pass_time(2 * GRACE_S)
+    assert (0, []) == (reader.opened, reader.unterminated)
+
+    away.rename(path)
+    with path.open("ab") as app:
+        app.write(b"2}\n")
+    reader.scan()
+
+    assert [[b'{"n":1}'], [b'{"n":2}']] == [piece.lines for piece in reader.pieces]
+
+
+def test_a_stop_does_not_wait_for_the_deadline(reader: Reader) -> None:
+    """No later life could open the file any more."""
+    path = reader.root / "a.jsonl"
+    path.write_bytes(LINE + TORN)
+    reader.scan()
+    path.unlink()
+    reader.scan()
+
+    reader.sources.limit()
+    reader.read()
+
+    assert [Piece(8, 13, 13, [], "unterminated")] == reader.unterminated
+
+
+def test_deleted_files_do_not_keep_others_from_being_read(reader: Reader) -> None:
+    """Descriptors are few: where one is needed, the last line does not wait for its time."""
+    for n in range(4):
+        (reader.root / f"{n}.jsonl").write_bytes(TORN)
+    reader.scan()
+    for n in range(4):
+        (reader.root / f"{n}.jsonl").unlink()
+    (reader.root / "a.jsonl").write_bytes(LINE)
+
+    reader.scan()
+    reader.scan()
+
+    assert [b'{"n":1}'] in [piece.lines for piece in reader.pieces]
+    assert len(reader.unterminated) in range(1, 5)
+
+
+def test_a_torn_file_stays_open_rather_than_a_whole_one(reader: Reader) -> None:
+    """Of one that is closed and then deleted, the last line would be lost."""
+    for n in range(4):
+        (reader.root / f"{n}.jsonl").write_bytes(LINE + (TORN if n == 0 else b""))
+    reader.scan()
+    (reader.root / "a.jsonl").write_bytes(LINE)
+    reader.scan()
+
+    (reader.root / "0.jsonl").unlink()
+    reader.pass_time(GRACE_S + 10)
+
+    assert 1 == len(reader.unterminated)
+
+
+def test_what_deleted_files_hold_on_the_disk_is_bounded(reader: Reader) -> None:
+    """An app whose rotation deletes what we could not read yet must not fill the disk unseen: the
+    oldest is given up, and what it held is counted."""
+    for n in range(3):
+        (reader.root / f"{n}.jsonl").write_bytes(LINE * 5000)
+    reader.scan(read=False)
+    for _ in range(3):
+        reader.sources.next()  # opened, and its turn is put off
+    for n in range(3):
+        (reader.root / f"{n}.jsonl").unlink()
+        reader.clock.advance(1.0)
+        reader.scan(read=False)
+
+    assert 2 == reader.opened
+    assert 40_000 == reader.gone_unread_bytes("held")
+    assert 80_000 == reader.metrics.held_bytes._value.get()
+
+    reader.scan()
+    assert 10_000 == sum(len(piece.lines) for piece in reader.pieces)
+
+
+def test_what_was_deleted_before_it_was_read_is_counted(reader: Reader) -> None:
+    for n in range(2):
+        (reader.root / f"{n}.jsonl").write_bytes(LINE)
+    reader.scan(read=False)
+    for n in range(2):
+        (reader.root / f"{n}.jsonl").unlink()
+    reader.scan()
+
+    assert 16 == reader.gone_unread_bytes("deleted")
