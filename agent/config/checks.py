@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ ORDERS = (
     Order("retry.backoff_s", "retry.backoff_max_s", False, "the wait grows from one to the other"),
     Order("batch.bytes_max", "in_flight.bytes_max", False, "a full batch must fit in flight"),
     Order("source.line_bytes_max", "in_flight.bytes_max", True, "one line must fit in flight"),
+    Order("source.client_depth", "source.depth_max", False, "files must lie where they are read"),
     Order(
         "in_flight.bytes_max", "spool.bytes_max", False, "an outage begins with what is in flight"
     ),
@@ -33,13 +35,8 @@ def conflicts(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str,
     The blame goes to a key that was given, where one of the two was left at its default.
     """
 
-    def at(key: str) -> float | None:
-        section, name = key.split(".")
-        value: float | None = getattr(getattr(config, section), name)
-        return value
-
     for low, high, strict, reason in ORDERS:
-        less, more = at(low), at(high)
+        less, more = attrgetter(low)(config), attrgetter(high)(config)
         if less is None or more is None:
             continue
         if less > more or (strict and less == more):
@@ -64,6 +61,11 @@ def _clashes(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str, 
         bound = f"neither inside {other}, which is {str(paths[other])!r}, nor around it"
         reason = "who may write feedback must not reach checkpoints"
         yield mine, f"found {str(paths[mine])!r}; allowed: {bound}: {reason}"
+    audit = config.audit.path
+    if audit is not None and Path(os.path.realpath(audit)).is_relative_to(root):
+        bound = f"not inside source.root, which is {str(config.source.root)!r}"
+        reason = "the agent would read what it writes"
+        yield "audit.path", f"found {str(audit)!r}; allowed: {bound}: {reason}"
     if config.kafka.compression == "none" and config.kafka.compression_level is not None:
         found = config.kafka.compression_level
         bound = "only with kafka.compression gzip, which is none"

@@ -1,5 +1,10 @@
-"""The same shape as tables: keys by their path, their variables, and in words what they allow."""
+"""The same shape as tables: keys by their path, their variables, and in words what they allow.
 
+A section is a group of keys, and a group may hold groups: ``quota.client.events_per_s``. The whole
+is the group whose path is empty.
+"""
+
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
@@ -12,11 +17,6 @@ from agent.core.policy import Policy
 PREFIX = "FEEDBACK_AGENT_"
 
 
-@cache
-def sections() -> dict[str, type[Policy]]:
-    return {f.name: _struct(f.type) for f in _fields(Config)}
-
-
 class Key(NamedTuple):
     hint: object
     """The annotation, for msgspec."""
@@ -27,19 +27,47 @@ class Key(NamedTuple):
 
 
 @cache
+def groups() -> dict[str, type[Policy]]:
+    """Every group by its path, each before those within it."""
+    return dict(_groups("", Config))
+
+
+@cache
 def keys() -> dict[str, Key]:
     """Every key by its path, in the order of the sections."""
-    found: dict[str, Key] = {}
-    for section, struct in sections().items():
-        hints = get_type_hints(struct, include_extras=True)
-        for f in _fields(struct):
-            found[f"{section}.{f.name}"] = Key(hints[f.name], f.type, f.default)
-    return found
+    return dict(_keys("", Config))
+
+
+def members(group: str) -> list[str]:
+    """Return the names of what is directly in ``group``: keys, and groups."""
+    return [f.name for f in _fields(groups()[group])]
+
+
+def within(group: str, name: str) -> str:
+    """Return the path of ``name`` in ``group``."""
+    return f"{group}.{name}" if group else name
 
 
 def environment_name(key: str) -> str:
     """Return the variable that sets ``key``: ``FEEDBACK_AGENT_KAFKA__TOPIC``."""
     return PREFIX + key.replace(".", "__").upper()
+
+
+def _groups(path: str, struct: type[Policy]) -> Iterator[tuple[str, type[Policy]]]:
+    yield path, struct
+    for f in _fields(struct):
+        if (inner := _struct(f.type)) is not None:
+            yield from _groups(within(path, f.name), inner)
+
+
+def _keys(path: str, struct: type[Policy]) -> Iterator[tuple[str, Key]]:
+    hints = get_type_hints(struct, include_extras=True)
+    for f in _fields(struct):
+        inner, at = _struct(f.type), within(path, f.name)
+        if inner is None:
+            yield at, Key(hints[f.name], f.type, f.default)
+        else:
+            yield from _keys(at, inner)
 
 
 def _fields(struct: type[Policy]) -> tuple[mi.Field, ...]:
@@ -48,8 +76,9 @@ def _fields(struct: type[Policy]) -> tuple[mi.Field, ...]:
     return info.fields
 
 
-def _struct(info: mi.Type) -> type[Policy]:
-    assert isinstance(info, mi.StructType)
+def _struct(info: mi.Type) -> type[Policy] | None:
+    if not isinstance(info, mi.StructType):
+        return None
     assert issubclass(info.cls, Policy)
     return info.cls
 

@@ -6,14 +6,13 @@ import socket
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import NODEFAULT
 from msgspec import inspect as mi
 
 from agent.config.checks import conflicts
-from agent.config.keys import Key, allowed, bare, environment_name, keys, sections
+from agent.config.keys import Key, allowed, bare, environment_name, groups, keys, members, within
 from agent.config.reading import Given, from_environ, from_file
 from agent.config.sections import Config
 from agent.config.showing import plain, shown
@@ -44,16 +43,19 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
 
 
 def _build(given: Mapping[str, Given], file: str) -> Config:
-    built: dict[str, dict[str, object]] = {name: {} for name in sections()}
+    made: dict[str, object] = {}
     for path, key in keys().items():
-        section, name = path.split(".")
         if path in given:
-            built[section][name] = _converted(given[path], path, key)
+            made[path] = _converted(given[path], path, key)
         elif key.default is NODEFAULT:
             detail = f"found nothing; allowed: {allowed(key.info)}; or {environment_name(path)}"
             raise ConfigError(f"{file}: {path}", detail)
-    made: dict[str, Any] = {name: sections()[name](**values) for name, values in built.items()}
-    return Config(**made)
+    for group, struct in reversed(groups().items()):  # the innermost first
+        paths = {name: within(group, name) for name in members(group)}
+        made[group] = struct(**{name: made[p] for name, p in paths.items() if p in made})
+    config = made[""]
+    assert isinstance(config, Config)
+    return config
 
 
 def _converted(given: Given, path: str, key: Key) -> object:

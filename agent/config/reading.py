@@ -9,7 +9,16 @@ from typing import NamedTuple, Never
 import yaml
 from msgspec import inspect as mi
 
-from agent.config.keys import PREFIX, allowed, bare, environment_name, keys, sections
+from agent.config.keys import (
+    PREFIX,
+    allowed,
+    bare,
+    environment_name,
+    groups,
+    keys,
+    members,
+    within,
+)
 from agent.config.showing import plain, shown
 from agent.core.policy import MIB
 from agent.errors import ConfigError
@@ -33,21 +42,26 @@ def from_file(path: Path) -> dict[str, Given]:
         raise ConfigError(file, "found values nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(*_problem(file, error)) from None
-    given: dict[str, Given] = {}
-    for section, line, node in _pairs(root, file, ""):
-        if section not in sections():
-            _unknown(f"{file}:{line}: {section}", section)
-        for key, key_line, value in _pairs(node, file, section):
-            where = f"{file}:{key_line}: {key}"
-            if key not in keys():
-                _unknown(where, key)
-            try:
-                built = loader.construct_object(value, deep=True)
-            except Exception:  # noqa: BLE001  PyYAML lets out whatever its conversions raise
-                detail = f"found no value of its YAML type; allowed: {allowed(keys()[key].info)}"
-                raise ConfigError(where, detail) from None
-            given[key] = Given(built, where)
-    return given
+    return dict(_given_in("", root, loader, file))
+
+
+def _given_in(
+    group: str, node: yaml.Node | None, loader: yaml.SafeLoader, file: str
+) -> Iterator[tuple[str, Given]]:
+    for name, line, value in _pairs(node, file, group):
+        key = within(group, name)
+        where = f"{file}:{line}: {key}"
+        if name not in members(group):
+            _unknown(where, group, name)
+        if key in groups():
+            yield from _given_in(key, value, loader, file)
+            continue
+        try:
+            built = loader.construct_object(value, deep=True)
+        except Exception:  # noqa: BLE001  PyYAML lets out whatever its conversions raise
+            detail = f"found no value of its YAML type; allowed: {allowed(keys()[key].info)}"
+            raise ConfigError(where, detail) from None
+        yield key, Given(built, where)
 
 
 def _bytes_of(path: Path, file: str) -> bytes:
@@ -79,22 +93,21 @@ def _problem(file: str, error: Exception) -> tuple[str, str]:
     return file, "found no valid YAML"
 
 
-def _pairs(node: yaml.Node | None, file: str, under: str) -> Iterator[tuple[str, int, yaml.Node]]:
-    """Yield (key path, line, value) of a mapping. An empty one may be written as nothing."""
+def _pairs(node: yaml.Node | None, file: str, group: str) -> Iterator[tuple[str, int, yaml.Node]]:
+    """Yield (name, line, value) of a group's mapping. An empty one may be written as nothing."""
     if node is None or node.tag == "tag:yaml.org,2002:null":
         return
     if not isinstance(node, yaml.MappingNode):
-        where = f"{file}:{node.start_mark.line + 1}" + (f": {under}" if under else "")
-        names = _names_in(under) if under else sections()
-        raise ConfigError(where, f"found {_kind(node)}; allowed: a mapping of {', '.join(names)}")
+        where = f"{file}:{node.start_mark.line + 1}" + (f": {group}" if group else "")
+        allowed_here = f"a mapping of {', '.join(members(group))}"
+        raise ConfigError(where, f"found {_kind(node)}; allowed: {allowed_here}")
     seen: dict[str, int] = {}
     for key, value in node.value:
         name = plain(key.value) if isinstance(key, yaml.ScalarNode) else _kind(key)
-        name = f"{under}.{name}" if under else name
         line = key.start_mark.line + 1
         if name in seen:
             detail = f"found twice, the first on line {seen[name]}; allowed: once"
-            raise ConfigError(f"{file}:{line}: {name}", detail)
+            raise ConfigError(f"{file}:{line}: {within(group, name)}", detail)
         seen[name] = line
         yield name, line, value
 
@@ -105,17 +118,13 @@ def _kind(node: yaml.Node) -> str:
     return "a single value"
 
 
-def _names_in(section: str) -> list[str]:
-    return [key.partition(".")[2] for key in keys() if key.startswith(f"{section}.")]
-
-
-def _unknown(where: str, key: str) -> Never:
-    section, _, name = key.rpartition(".")
-    near = [known for known in keys() if known.endswith(f".{name}")][:2]
-    near = near or difflib.get_close_matches(key, keys() if section else sections(), 1)
+def _unknown(where: str, group: str, name: str) -> Never:
+    known = [*keys(), *groups()]
+    near = [path for path in known if path.endswith(f".{name}")][:2]
+    like = [path for path in known if path] if group else members("")
+    near = near or difflib.get_close_matches(within(group, name), like, 1)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    here = ", ".join(_names_in(section) if section else sections())
-    raise ConfigError(where, f"unknown key; {hint}allowed: {here}")
+    raise ConfigError(where, f"unknown key; {hint}allowed: {', '.join(members(group))}")
 
 
 def from_environ(environ: Mapping[str, str]) -> dict[str, Given]:

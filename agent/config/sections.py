@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from agent.core.policy import (
+    GIB,
     KIB,
     MIB,
     BatchPolicy,
     BreakerPolicy,
+    ClientQuotaPolicy,
     InFlightPolicy,
     Name,
     Policy,
@@ -72,10 +74,15 @@ class Source(Policy, frozen=True):
     client: ClientName | None = None
     line_bytes_max: Annotated[int, Meta(ge=KIB, le=16 * MIB)] = 768 * KIB
     start_at: Literal["beginning", "end"] = "beginning"
+    ignore_older_s: PositiveSeconds | None = None
     scan_s: Annotated[float, Meta(gt=0, le=3600)] = 5.0
     forget_after_s: Seconds = 604_800.0
+    delete_after_s: PositiveSeconds | None = None
     files_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 50_000
+    client_files_max: Annotated[int, Meta(ge=1)] = 10_000
+    depth_max: Annotated[int, Meta(ge=1, le=32)] = 16
     descriptors_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
+    held_bytes_max: Annotated[int, Meta(ge=MIB)] | None = GIB
 
 
 class Kafka(Policy, frozen=True):
@@ -99,6 +106,18 @@ class Dlq(Policy, frozen=True):
     store_bytes_max: Annotated[int, Meta(ge=MIB)] = 64 * MIB
 
 
+class Quota(Policy, frozen=True):
+    client: ClientQuotaPolicy = field(default_factory=ClientQuotaPolicy)
+
+
+class Audit(Policy, frozen=True):
+    enabled: bool = True
+    path: Path | None = None
+    """None: ``Config.audit_path`` says where."""
+    bytes_max: Annotated[int, Meta(ge=64 * KIB)] = 16 * MIB
+    files_max: Annotated[int, Meta(ge=1, le=1000)] = 8
+
+
 class Http(Policy, frozen=True):
     host: Name = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 9108
@@ -120,6 +139,8 @@ class Config(Policy, frozen=True, kw_only=True):
     kafka: Kafka
     spool: SpoolPolicy = field(default_factory=SpoolPolicy)
     dlq: Dlq = field(default_factory=Dlq)
+    quota: Quota = field(default_factory=Quota)
+    audit: Audit = field(default_factory=Audit)
     http: Http = field(default_factory=Http)
     log: Log = field(default_factory=Log)
 
@@ -128,3 +149,8 @@ class Config(Policy, frozen=True, kw_only=True):
         """``agent.node`` of a configuration that came through ``load``: never absent."""
         assert self.agent.node is not None, "not loaded"
         return self.agent.node
+
+    @property
+    def audit_path(self) -> Path:
+        """``audit.path``, else its place in the state directory."""
+        return self.audit.path or self.agent.state_dir / "audit.jsonl"

@@ -11,10 +11,11 @@ import yaml
 from msgspec import NODEFAULT
 from msgspec import inspect as mi
 
-from agent.config.keys import allowed, keys, sections
+from agent.config.keys import allowed, groups, keys, members, within
 from agent.config.sections import Config
 
 SHOWN_MAX = 60
+INDENT = 2
 SECRET = re.compile(r"(password|passphrase|secret|token|credential)", re.IGNORECASE)
 
 
@@ -46,16 +47,20 @@ def shown(value: object, path: str = "") -> str:
     return repr(text) if isinstance(value, str | bytes) else plain(text)
 
 
-def masked(config: Config) -> dict[str, dict[str, object]]:
+def masked(config: Config) -> dict[str, object]:
     """Return the full configuration as plain values, defaults filled in, secrets as ``***``."""
-    full: dict[str, dict[str, object]] = msgspec.to_builtins(config, enc_hook=str)
-    return {
-        section: {
-            key: "***" if value and is_secret(f"{section}.{key}") else value
-            for key, value in values.items()
-        }
-        for section, values in full.items()
-    }
+    return _masked("", msgspec.to_builtins(config, enc_hook=str))
+
+
+def _masked(group: str, values: Mapping[str, Any]) -> dict[str, object]:
+    full: dict[str, object] = {}
+    for name, value in values.items():
+        path = within(group, name)
+        if path in groups():
+            full[name] = _masked(path, value)
+        else:
+            full[name] = "***" if value and is_secret(path) else value
+    return full
 
 
 def as_yaml(config: Config) -> str:
@@ -66,43 +71,46 @@ def as_yaml(config: Config) -> str:
 
 @cache
 def meanings() -> Mapping[str, str]:
-    """Return what each key means: the comment above it in the example, the one place for it."""
+    """Return what each key means: the comment above it in the example, the one place for it.
+
+    A group may have a meaning too, or an empty one.
+    """
     text = resources.files("agent").joinpath("config.example.yaml").read_text("utf-8")
     found: dict[str, str] = {}
-    section, comment = "", []
+    path: list[str] = []
+    comment: list[str] = []
     for line in text.splitlines():
-        if line.startswith("  # "):
-            comment.append(line[4:].strip())
+        bare = line.strip()
+        if bare.startswith("# "):
+            comment.append(bare[2:])
             continue
-        name, colon, _ = line.partition(":")
-        if colon and name.startswith("  "):
-            found[f"{section}.{name.strip()}"] = " ".join(comment)
-        elif colon and name.isidentifier():
-            section = name
+        if bare:
+            depth = (len(line) - len(line.lstrip())) // INDENT
+            path = [*path[:depth], bare.partition(":")[0]]
+            found[".".join(path)] = " ".join(comment)
         comment = []
     return found
 
 
 def json_schema() -> dict[str, object]:
     """Return a JSON Schema of the file, for editors. ``load`` alone does the cross-checks."""
-    properties: dict[str, dict[str, object]] = {
-        name: {"type": "object", "additionalProperties": False, "properties": {}}
-        for name in sections()
-    }
-    for path, key in keys().items():
-        section, name = path.split(".")
-        one = msgspec.json.schema(key.hint, schema_hook=lambda _: {"type": "string"})
-        if isinstance(key.info, mi.VarTupleType):
-            one = {"anyOf": [one, {"type": "string"}]}
-        one["description"] = f"{meanings()[path]} Allowed: {allowed(key.info)}."
-        if key.default is not NODEFAULT:
-            one["default"] = msgspec.to_builtins(key.default, enc_hook=str)
-        inner: Any = properties[section]["properties"]
-        inner[name] = one
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "feedback-agent configuration",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": properties,
+        **_schema_of(""),
     }
+
+
+def _schema_of(path: str) -> dict[str, Any]:
+    if path in groups():
+        inner = {name: _schema_of(within(path, name)) for name in members(path)}
+        said = {"description": meaning} if (meaning := meanings().get(path)) else {}
+        return {"type": "object", "additionalProperties": False, **said, "properties": inner}
+    key = keys()[path]
+    one = msgspec.json.schema(key.hint, schema_hook=lambda _: {"type": "string"})
+    if isinstance(key.info, mi.VarTupleType):
+        one = {"anyOf": [one, {"type": "string"}]}
+    one["description"] = f"{meanings()[path]} Allowed: {allowed(key.info)}."
+    if key.default is not NODEFAULT:
+        one["default"] = msgspec.to_builtins(key.default, enc_hook=str)
+    return one

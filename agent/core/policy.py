@@ -51,6 +51,15 @@ class BreakerPolicy(Policy, frozen=True):
     ack_age_max_s: Annotated[float, Meta(gt=0, le=120)] = 30.0
 
 
+class ClientQuotaPolicy(Policy, frozen=True):
+    """What each client may have of the agent. None: no limit."""
+
+    events_per_s: Annotated[float, Meta(gt=0)] | None = None
+    bytes_per_s: Annotated[int, Meta(ge=KIB)] | None = None
+    burst_s: Annotated[float, Meta(gt=0, le=3600)] = 2.0
+    """How many seconds' worth of either a client that was quiet may have at once."""
+
+
 class SpoolPolicy(Policy, frozen=True):
     enabled: bool = True
     bytes_max: Annotated[int, Meta(ge=MIB)] | None = None

@@ -1,11 +1,14 @@
 """What the tests of the configuration share."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from agent import config
+from agent.config.keys import groups, within
 from agent.config.sections import Kafka
 from agent.errors import ConfigError
 
@@ -29,4 +32,13 @@ def defaults() -> dict[str, object]:
         config.Config(kafka=Kafka(bootstrap_servers=("kafka:9092",))), enc_hook=str
     )
     plain = msgspec.json.decode(msgspec.json.encode(plain))
-    return {f"{s}.{k}": value for s, values in plain.items() for k, value in values.items()}
+    return flat(plain)
+
+
+def flat(values: Mapping[str, Any], group: str = "") -> dict[str, object]:
+    """Return plain values by the paths of their keys."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        path = within(group, name)
+        found |= flat(value, path) if path in groups() else {path: value}
+    return found

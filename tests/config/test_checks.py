@@ -61,6 +61,18 @@ SIX = "kafka:\n  bootstrap_servers: [kafka:9092]\n  compression: none\n  compres
             id="root inside of the state",
         ),
         pytest.param(
+            MINIMAL + "audit:\n  path: /var/lib/feedback/x/audit.jsonl\n",
+            "config.yaml:4: audit.path: found '/var/lib/feedback/x/audit.jsonl'; allowed: not "
+            "inside source.root, which is '/var/lib/feedback': the agent would read what it writes",
+            id="audit inside of the root",
+        ),
+        pytest.param(
+            MINIMAL + "source:\n  depth_max: 2\n  client_depth: 3\n",
+            "config.yaml:5: source.client_depth: found 3; allowed: at most source.depth_max, "
+            "which is 2: files must lie where they are read",
+            id="clients below what is read",
+        ),
+        pytest.param(
             SIX,
             "config.yaml:4: kafka.compression_level: found 6; allowed: only with "
             "kafka.compression gzip, which is none",

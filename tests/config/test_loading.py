@@ -55,6 +55,17 @@ def test_without_brokers_the_error_says_where_they_can_be_given(file: Path) -> N
         ),
         ("agent", "node: 2024-01-01", "found 2024-01-01; allowed"),
         ("agent", "state_dir: relative/path", "found 'relative/path'; allowed: an absolute path"),
+        ("audit", "path: audit.jsonl", "found 'audit.jsonl'; allowed: an absolute path, or null"),
+        (
+            "quota",
+            "client: {events_per_s: 0}",
+            "quota.client.events_per_s: found 0; allowed: a number above 0, or null",
+        ),
+        (
+            "quota",
+            "client: {burst_s: !!float x}",
+            "quota.client.burst_s: found no value of its YAML type; allowed: a number above 0",
+        ),
         ("source", "client_depth: 0", "allowed: a whole number from 1 to 16"),
         ("source", "client: ../up", "found '../up'; allowed: 1 to 249 of a-z"),
         ("source", 'client: "a\\nb"', "found 'a\\nb'; allowed: 1 to 249 of a-z"),
@@ -119,8 +130,10 @@ DOCUMENTS = st.lists(st.tuples(st.sampled_from(sorted(keys())), SCALARS), max_si
 def document(pairs: list[tuple[str, str]]) -> Iterator[str]:
     yield MINIMAL
     for key, scalar in pairs:
-        section, name = key.split(".")
-        yield f"{section}:\n  {name}: {scalar}\n"
+        *above, name = key.split(".")
+        for depth, group in enumerate(above):
+            yield f"{'  ' * depth}{group}:\n"
+        yield f"{'  ' * len(above)}{name}: {scalar}\n"
 
 
 @given(st.text(max_size=200) | DOCUMENTS.map(lambda pairs: "".join(document(pairs))))

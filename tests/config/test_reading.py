@@ -1,9 +1,10 @@
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from agent import config
-from agent.config.keys import environment_name
+from agent.config.keys import environment_name, keys
 from agent.config.reading import FILE_BYTES_MAX
 from agent.errors import ConfigError
 from tests.config.samples import BROKERS, MINIMAL, complaint
@@ -24,9 +25,35 @@ from tests.config.samples import BROKERS, MINIMAL, complaint
             "kafak:\n  topic: x\n",
             (
                 "config.yaml:1: kafak: unknown key; did you mean kafka? allowed: "
-                "agent, source, schema, batch, in_flight, retry, breaker, kafka, spool, dlq, http, "
-                "log"
+                "agent, source, schema, batch, in_flight, retry, breaker, kafka, spool, dlq, "
+                "quota, audit, http, log"
             ),
+        ),
+        (
+            "quota:\n  client:\n    event_per_s: 1\n",
+            (
+                "config.yaml:3: quota.client.event_per_s: unknown key; did you mean "
+                "quota.client.events_per_s? allowed: events_per_s, bytes_per_s, burst_s"
+            ),
+        ),
+        (
+            "quota:\n  events_per_s: 1\n",
+            (
+                "config.yaml:2: quota.events_per_s: unknown key; did you mean "
+                "quota.client.events_per_s? allowed: client"
+            ),
+        ),
+        ("quota:\n  cleint: {}\n", "did you mean quota.client? allowed: client"),
+        ("client: {}\n", "did you mean source.client or quota.client?"),
+        ("quota: {client.burst_s: 1}\n", "config.yaml:1: quota.client.burst_s: unknown key"),
+        ("kafka.topic: x\n", "config.yaml:1: kafka.topic: unknown key; did you mean kafka"),
+        (
+            "quota:\n  client:\n    burst_s: 1\n  client: {}\n",
+            "config.yaml:4: quota.client: found twice, the first on line 2; allowed: once",
+        ),
+        (
+            "quota:\n  client: 5\n",
+            "config.yaml:2: quota.client: found a single value; allowed: a mapping of events_per_s",
         ),
         ("bootstrap_servers: x\n", "unknown key; did you mean kafka.bootstrap_servers?"),
         ("sparrow: {}\n", "config.yaml:1: sparrow: unknown key; allowed: agent"),
@@ -57,6 +84,16 @@ def test_a_section_with_every_key_commented_out_is_an_empty_one(file: Path) -> N
     file.write_text(MINIMAL + "batch:\n  # records_max: 5\n")
 
     assert 100 == config.load(file, {}).batch.records_max
+
+
+def test_a_group_with_every_key_commented_out_is_an_empty_one(file: Path) -> None:
+    file.write_text(MINIMAL + "quota:\n  client:\n    # burst_s: 5\n")
+
+    assert 2.0 == config.load(file, {}).quota.client.burst_s
+
+
+def test_no_two_keys_have_one_variable() -> None:
+    assert len(keys()) == len({environment_name(key) for key in keys()})
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -107,14 +144,15 @@ def test_the_environment_is_stronger_than_the_file(file: Path) -> None:
         ("source.root", "/srv/feed back", Path("/srv/feed back")),
         ("kafka.key", "none", "none"),
         ("http.port", "0", 0),
+        ("quota.client.events_per_s", "2.5", 2.5),
+        ("audit.path", "/srv/audit.jsonl", Path("/srv/audit.jsonl")),
+        ("audit.path", "null", None),
     ],
 )
 def test_a_variable_is_read_for_the_type_it_sets(key: str, text: str, value: object) -> None:
-    section, name = key.split(".")
-
     loaded = config.load(None, {**BROKERS, environment_name(key): text})
 
-    assert value == getattr(getattr(loaded, section), name)
+    assert value == attrgetter(key)(loaded)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +171,15 @@ def test_a_variable_is_read_for_the_type_it_sets(key: str, text: str, value: obj
                 "mean FEEDBACK_AGENT_KAFKA__TOPIC?"
             ),
         ),
+        (
+            "QUOTA__CLIENT__BURST_S",
+            "0",
+            (
+                "FEEDBACK_AGENT_QUOTA__CLIENT__BURST_S: quota.client.burst_s: found 0; allowed: a "
+                "number above 0 up to 3600"
+            ),
+        ),
+        ("QUOTA__CLIENT__BURST", "1", "did you mean FEEDBACK_AGENT_QUOTA__CLIENT__BURST_S?"),
         ("kafka__topic", "x", "did you mean FEEDBACK_AGENT_KAFKA__TOPIC?"),
         ("QQQ__WWW", "x", "unknown variable; allowed: FEEDBACK_AGENT_<SECTION>__<KEY>"),
     ],
