@@ -117,6 +117,7 @@ class Parts:
             registry,
             line_bytes_max=source.line_bytes_max,
             descriptors_max=source.descriptors_max,
+            held_bytes_max=source.held_bytes_max,
             start_at_end=source.start_at == "end",
             clock=self.clock,
             turns=Turns(Allowances(per_s, per_s or 0.0, self.clock.monotonic), self.metrics),
