@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -16,20 +17,24 @@ from agent.config import Config
 from agent.core.batch import Batch, Pace
 from agent.core.breaker import Breaker
 from agent.core.delivery import Delivery
-from agent.core.identity import Checkpoint
+from agent.core.identity import Birth, Checkpoint
 from agent.core.quota import Allowances
 from agent.core.record import RecordPolicy
 from agent.core.seam import TAIL_SHARE
+from agent.deletion import Deletion, Remove
 from agent.kafka import KafkaSink
 from agent.opener import Descriptor, Refused, open_beneath
 from agent.queue import Limits
 from agent.registry import Registry
+from agent.removal import remove_directory, remove_file
 from agent.scanner import Scanner
 from agent.sink import Outlet
 from agent.sources import Sources
 from agent.spooler import SpoolRules
 from agent.telemetry import Metrics
 from agent.turns import Turns
+
+T = TypeVar("T")
 
 
 class Parts:
@@ -119,6 +124,13 @@ class Parts:
             descriptors_max=source.descriptors_max,
             held_bytes_max=source.held_bytes_max,
             start_at_end=source.start_at == "end",
+            deletion=Deletion(
+                source.delete_after_s,
+                source.include,
+                Remove(self._remove_file, self._remove_directory),
+                clock=self.clock,
+                metrics=self.metrics,
+            ),
             clock=self.clock,
             turns=Turns(Allowances(per_s, per_s or 0.0, self.clock.monotonic), self.metrics),
             metrics=self.metrics,
@@ -169,11 +181,21 @@ class Parts:
         )
 
     def _open(self, path: str) -> Descriptor | Refused:
+        return self._beneath(lambda root: open_beneath(root, path, links_max=None))
+
+    def _remove_file(self, path: str, birth: Birth, size: int) -> Refused | None:
+        return self._beneath(lambda root: remove_file(root, path, birth, size))
+
+    def _remove_directory(self, path: str, before_s: float) -> bool:
+        return self._beneath(lambda root: remove_directory(root, path, before_s)) is True
+
+    def _beneath(self, do: Callable[[int], T]) -> T | Refused:
+        """Do something beneath the root as it is now: it may have been mounted anew."""
         try:
             root = os.open(self.config.source.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             return Refused("gone", f"the root: {error.strerror}")
         try:
-            return open_beneath(root, path, links_max=None)
+            return do(root)
         finally:
             os.close(root)

@@ -80,6 +80,7 @@ class Worker:
                 sources.truncated(followed)
             elif piece is not None:
                 chunk = chunker.fill(harvester, piece)
+                sources.clients.read(harvester.base.client, chunk.lines)
             rejected = chunk.rejected if chunk is not None else 0
             sources.turns.charge(followed, harvester.read_bytes, rejected)
             if harvester.more:
@@ -151,8 +152,11 @@ class Intake:
 
     async def take_in(self, scan: Scan) -> None:
         """Hand a scan's result to the worker."""
+        acknowledged = all(way.mode is Mode.LIVE and not way.spooled_records for way in self._ways)
         async with self._turning:
-            await self._in_worker(lambda: self._worker.sources.apply(scan))
+            await self._in_worker(
+                lambda: self._worker.sources.apply(scan, acknowledged=acknowledged)
+            )
         self._woken.set()
 
     async def run(self) -> None:

@@ -62,6 +62,7 @@ _BY_ERRNO: dict[int, Reason] = {
     errno.ESTALE: "gone",
     errno.EACCES: "permission",
     errno.EPERM: "permission",
+    errno.EROFS: "permission",
     errno.ENXIO: "not_regular",  # a socket, or a device without a driver
     errno.ENODEV: "not_regular",
     errno.EISDIR: "not_regular",
@@ -135,15 +136,33 @@ def open_beneath(
     try:
         fd = _open_by_walk(root_fd, path) if walk else _open_resolved(root_fd, path)
     except OSError as error:
-        return _refusal(error)
+        return refusal(error)
     try:
         refused = _judge(root_fd, fd, links_max)
         opened = refused or Descriptor(fd)
     except OSError as error:
-        opened = _refusal(error)
+        opened = refusal(error)
     if isinstance(opened, Refused):
         os.close(fd)
     return opened
+
+
+def open_directory_beneath(root_fd: int, relative: str) -> int | Refused:
+    """Open the directory ``relative`` beneath ``root_fd``, crossing no link; "." is the root."""
+    path = os.fsencode(relative)
+    parts = [] if path == b"." else path.split(b"/")
+    if any(part in {b"", b".", b".."} for part in parts):
+        return Refused("outside", "not a plain relative path")
+    held = os.dup(root_fd)
+    try:
+        for part in parts:
+            below = _open_directory(held, part)
+            os.close(held)
+            held = below
+    except OSError as error:
+        os.close(held)
+        return refusal(error)
+    return held
 
 
 def birth_of(fd: int) -> Birth:
@@ -152,7 +171,8 @@ def birth_of(fd: int) -> Birth:
     return Birth(status.st_ino, _born_ns(fd), _inode_generation(fd), status.st_dev)
 
 
-def _refusal(error: OSError) -> Refused:
+def refusal(error: OSError) -> Refused:
+    """Say in the closed words what the kernel answered about a path."""
     code = error.errno or 0
     return Refused(_BY_ERRNO.get(code, "error"), errno.errorcode.get(code, str(code)))
 

@@ -7,15 +7,18 @@ says; this room opens and closes, and gives turns.
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container
 
+from agent.clients import Clients
 from agent.clock import Clock
 from agent.core.discovery import FileKey, Found, Scan, Seen, plan
 from agent.core.identity import Change, Checkpoint, Readable
 from agent.core.lines import Piece
+from agent.deletion import Deletion
 from agent.departed import Departed
 from agent.harvester import Followed, Harvester, Truncated
 from agent.opener import Descriptor, Refused
 from agent.refusals import Refusals
 from agent.registry import Registry
+from agent.stuck import Stuck
 from agent.telemetry import Metrics
 from agent.turns import Turns
 
@@ -46,12 +49,14 @@ class Sources:
         held_bytes_max: int | None = None,
         start_at_end: bool,
         turns: Turns,
+        deletion: Deletion,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self.registry = registry
         self.turns = turns
         self.refusals = Refusals(metrics)
+        self.clients = Clients(metrics)
         self._open_file = open_file
         self._line_bytes_max = line_bytes_max
         self._descriptors_max = descriptors_max
@@ -68,13 +73,18 @@ class Sources:
         self._departed = Departed(
             turns.add, self._close, held_bytes_max=held_bytes_max, clock=clock, metrics=metrics
         )
+        self._deletion = deletion
+        self._stuck = Stuck(clock=clock, metrics=metrics)
 
     def hint(self, path: str | None) -> None:
         """Say that ``path`` was written to; None: that any file may have been. From any thread."""
         self._hints.append(path)
 
-    def apply(self, scan: Scan) -> None:
-        """Take in what a scan met; the files to open are opened a few at each ``next``."""
+    def apply(self, scan: Scan, *, acknowledged: bool = False) -> None:
+        """Take in what a scan met; the files to open are opened a few at each ``next``.
+
+        ``acknowledged``: nothing that was settled waits in the spool.
+        """
         before = {key: f.seen for key, f in self._by_key.items() if f.seen is not None}
         todo = plan(before, scan)
         self._count_unopened(scan)
@@ -89,12 +99,17 @@ class Sources:
         self._failing.clear()
         self._scanned = True
         self._openings = deque(todo.open)
+        for followed in self._stuck.scanned(f for f in self._open if self._drained(f)):
+            assert followed.seen is not None
+            self._close(followed)
+            self._openings.append(Found(followed.seen, "grown"))
         new = {found.seen.key for found in todo.open if found.why == "new"}
         if self._start_at_end and self.registry.empty:
             self.registry.strangers.begin_at_end = new
         self._start_at_end = False
         self.registry.scanned(new)
         self.refusals.scanned(scan)
+        self._deletion.scanned(scan, self._by_key.values(), acknowledged=acknowledged)
         self._count()
 
     def next(self) -> Followed | None:
@@ -301,6 +316,5 @@ class Sources:
         files.labels("active").set(len(self._open))
         files.labels("idle").set(len(self._by_key) - len(self._open))
         files.labels("unreadable").set(self.refusals.count)
-        seen = [(f.seen, f.latest()) for f in self._by_key.values()]
-        lag = sum(max(0, s.size - row.watermark) for s, row in seen if s is not None)
-        self._metrics.lag_bytes.set(lag)
+        known = ((f.seen, f.latest()) for f in self._by_key.values() if f.seen is not None)
+        self._metrics.lag_bytes.set(self.clients.scanned(known))

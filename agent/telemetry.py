@@ -29,6 +29,8 @@ UNREADABLE = (
     "too_deep",
 )
 """Why a name or a directory below the root gives no lines."""
+OTHER = "other"
+"""The label of clients beyond the bound of ``agent.clients``."""
 GONE_CAUSES = ("deleted", "held", "truncated")
 FILE_STATES = ("active", "idle", "unreadable")
 CAUSES = tuple(cause for cause in get_args(Cause) if cause != "same")
@@ -117,6 +119,22 @@ class Metrics:
         self.lag_bytes = self._gauge(
             "lag_bytes", "Bytes on disk above the watermark, all files. Alert on this one."
         )
+        self.client_lag_bytes = self._gauge(
+            "client_lag_bytes",
+            "The same for each client, as the last scan saw it.",
+            client=(OTHER,),
+        )
+        self.client_lines_read = self._counter(
+            "client_lines_read", "Lines read, for each client.", client=(OTHER,)
+        )
+        self.of_clients = self.client_lag_bytes, self.client_lines_read
+        self.stuck_files = self._counter(
+            "stuck_files", "Files opened again, for they grew and their descriptor did not."
+        )
+        self.deleted_files = self._counter(
+            "deleted_files", "Shipped files deleted as source.delete_after_s says."
+        )
+        self.deleted_bytes = self._counter("deleted_bytes", "Their bytes.")
         self.clients_slowed = self._gauge(
             "clients_slowed", "Clients whose files wait, for they make too many dead letters."
         )

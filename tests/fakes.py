@@ -8,12 +8,15 @@ from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from agent.builders import repartition
+from agent.clock import Clock
 from agent.core.batch import Batch
 from agent.core.breaker import Breaker, Jitter, Monotonic
 from agent.core.delivery import Delivery
 from agent.core.ledger import Chunk, Ledger
 from agent.core.policy import BreakerPolicy, RetryPolicy
+from agent.deletion import Deletion, Remove
 from agent.errors import RecordRefused, SinkUnavailable
+from agent.telemetry import Metrics
 from agent.wire import HEADER_BYTES, Builder, Codec, Record, codec, records, reseal, split
 
 P = ParamSpec("P")
@@ -103,6 +106,12 @@ class MemoryFile:
 
     def truncate(self, size: int = 0) -> None:
         del self.content[size:]
+
+
+def no_deletion(clock: Clock, metrics: Metrics) -> Deletion:
+    """Return what deletes nothing, as the agent does by default."""
+    remove = Remove(lambda *_: None, lambda *_: False)
+    return Deletion(None, (), remove, clock=clock, metrics=metrics)
 
 
 def chunks_of(ledger: Ledger, *lengths: int) -> list[Chunk]:

@@ -53,7 +53,7 @@ from agent.sources import Sources
 from agent.spooler import Spooler, SpoolRules
 from agent.telemetry import SINKS, Metrics
 from agent.turns import Turns
-from tests.fakes import FakeClock, FakeTopic, InlineExecutor
+from tests.fakes import FakeClock, FakeTopic, InlineExecutor, no_deletion
 
 PARTITIONS = 6
 EVENTS_MAX = 24
@@ -386,6 +386,7 @@ class Node:
             line_bytes_max=4096,
             descriptors_max=2,
             start_at_end=False,
+            deletion=no_deletion(world.clock, world.metrics),
             clock=world.clock,
             turns=Turns(Allowances(None, 0.0, world.clock.monotonic), world.metrics),
             metrics=world.metrics,

@@ -19,7 +19,7 @@ from agent.scanner import Scanner
 from agent.sources import Sources
 from agent.telemetry import Metrics
 from agent.turns import Turns
-from tests.fakes import FakeClock
+from tests.fakes import FakeClock, no_deletion
 
 LINE = b'{"n":1}\n'
 TORN = b'{"n":'
@@ -44,6 +44,7 @@ class Reader:
             descriptors_max=descriptors_max,
             held_bytes_max=held_bytes_max,
             start_at_end=False,
+            deletion=no_deletion(self.clock, self.metrics),
             turns=Turns(Allowances(None, 0.0, self.clock.monotonic), self.metrics),
             clock=self.clock,
             metrics=self.metrics,

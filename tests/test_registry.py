@@ -22,7 +22,7 @@ from agent.scanner import Scanner
 from agent.sources import Sources
 from agent.telemetry import Metrics
 from agent.turns import Turns
-from tests.fakes import FakeClock
+from tests.fakes import FakeClock, no_deletion
 
 TURNS_MAX = 100
 FILE, COPY = "acme/a.jsonl", "acme/a.jsonl.1"
@@ -61,6 +61,7 @@ class Life:
             line_bytes_max=4096,
             descriptors_max=8,
             start_at_end=False,
+            deletion=no_deletion(clock, metrics),
             clock=clock,
             turns=Turns(Allowances(None, 0.0, clock.monotonic), metrics),
             metrics=metrics,

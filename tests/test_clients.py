@@ -1,0 +1,91 @@
+"""Clients in metrics: named up to a bound, and no longer than they have files."""
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from agent.clients import NAME_CHARACTERS_MAX, NAMED_MAX, Clients
+from agent.core.discovery import Seen
+from agent.core.identity import Birth, Checkpoint
+from agent.harvester import first_generation
+from agent.telemetry import OTHER, Metrics
+
+
+class World:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.clients = Clients(Metrics(self.registry))
+
+    def scanned(self, *names: str, size: int = 10) -> int:
+        return self.clients.scanned([one(name, size) for name in names])
+
+    def lag(self) -> dict[str, float]:
+        """Return the series of ``client_lag_bytes``, by label."""
+        return {
+            sample.labels["client"]: sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == "feedback_agent_client_lag_bytes"
+        }
+
+
+def one(client: str, size: int) -> tuple[Seen, Checkpoint]:
+    path = f"{client}/a.jsonl"
+    birth = Birth(1, 1, 0, 1)
+    return Seen(path, client, 1, 1, size, 0), first_generation(birth, path, client)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_client_beyond_the_bound_is_one_of_the_others(world: World) -> None:
+    """A thousand pods must not make a thousand series."""
+    names = [f"client-{n}" for n in range(1000)]
+
+    assert 10_000 == world.scanned(*names)
+
+    lag = world.lag()
+    assert NAMED_MAX + 1 == len(lag)
+    assert 10 * (1000 - NAMED_MAX) == lag[OTHER]
+    assert 10_000 == sum(lag.values())
+
+
+def test_a_client_without_files_gives_its_place_away(world: World) -> None:
+    """Pods come and go for weeks: those that are there are the ones to be seen."""
+    world.scanned(*(f"old-{n}" for n in range(NAMED_MAX)))
+    world.scanned("new")
+
+    assert {"new": 10, OTHER: 0} == world.lag()
+
+
+def test_a_place_is_kept_as_long_as_the_client_has_files(world: World) -> None:
+    """Or its counters would begin again and again."""
+    names = [f"client-{n}" for n in range(100)]
+    for _ in range(3):
+        world.scanned(*names)
+        names.reverse()
+
+    assert {*(f"client-{n}" for n in range(NAMED_MAX)), OTHER} == set(world.lag())
+
+
+def test_lines_are_counted_under_the_same_label(world: World) -> None:
+    world.scanned("acme")
+    world.clients.read("acme", 3)
+    world.clients.read("unheard-of", 2)
+
+    read = world.clients._metrics.client_lines_read
+    assert (3, 2) == (read.labels("acme")._value.get(), read.labels(OTHER)._value.get())
+
+
+def test_a_name_is_not_longer_than_a_label_should_be(world: World) -> None:
+    """Two that begin alike: the second is one of the others, and no sum is wrong."""
+    world.scanned("x" * 200, "x" * 201)
+
+    assert {"x" * NAME_CHARACTERS_MAX: 10, OTHER: 10} == world.lag()
+
+
+def test_a_client_that_is_called_other_is_one_of_the_others(world: World) -> None:
+    world.scanned(OTHER)
+
+    assert {OTHER: 10} == world.lag()

@@ -1,0 +1,126 @@
+"""A file whose descriptor shows nothing of its growth is opened again."""
+
+import os
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from agent.core.quota import Allowances
+from agent.harvester import Truncated
+from agent.opener import Descriptor, Refused, open_beneath
+from agent.registry import Registry
+from agent.scanner import Scanner
+from agent.sources import Sources
+from agent.stuck import STUCK_S
+from agent.telemetry import Metrics
+from agent.turns import Turns
+from tests.fakes import FakeClock, no_deletion
+
+LINE = b'{"n":1}\n'
+
+
+class Frozen(Descriptor):
+    """Shows the file as it was when it was opened, as a descriptor of an overlay's lower file."""
+
+    def __init__(self, opened: Descriptor) -> None:
+        super().__init__(os.dup(opened._fd))
+        opened.close()
+        self.content = super().pread(1 << 20, 0)
+
+    def pread(self, length: int, offset: int) -> bytes:
+        return self.content[offset : offset + length]
+
+    def size(self) -> int:
+        return len(self.content)
+
+
+class World:
+    def __init__(self, root: Path) -> None:
+        self.path = root / "a.jsonl"
+        self.clock = FakeClock()
+        self.metrics = Metrics(CollectorRegistry())
+        self.openings = 0
+        self.lines = 0
+        self._root_fd = os.open(root, os.O_RDONLY)
+        self._scanner = Scanner(root, ["*.jsonl*"])
+        registry = Registry(
+            [], line_bytes_max=4096, forget_after_s=1e9, clock=self.clock, metrics=self.metrics
+        )
+        self.sources = Sources(
+            self._open,
+            registry,
+            line_bytes_max=4096,
+            descriptors_max=8,
+            start_at_end=False,
+            turns=Turns(Allowances(None, 0.0, self.clock.monotonic), self.metrics),
+            deletion=no_deletion(self.clock, self.metrics),
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+
+    def _open(self, path: str) -> Descriptor | Refused:
+        opened = open_beneath(self._root_fd, path)
+        self.openings += 1
+        return Frozen(opened) if isinstance(opened, Descriptor) else opened
+
+    def scan(self) -> None:
+        self.sources.apply(self._scanner.scan())
+        while (followed := self.sources.next()) is not None:
+            reader = followed.harvester
+            assert reader is not None
+            piece = self.sources.read(followed)
+            assert not isinstance(piece, Truncated)
+            if piece is not None:
+                chunk = reader.chunk(piece)
+                chunk.ledger.reserve(chunk)
+                self.lines += len(piece.lines)
+
+    def append(self, content: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(content)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_file_that_grows_unseen_is_opened_again(world: World) -> None:
+    """And read on where it was."""
+    world.append(LINE)
+    world.scan()
+    world.append(LINE)
+    world.scan()
+    assert (1, 1) == (world.lines, world.openings)
+
+    for _ in range(3):
+        world.scan()
+        world.clock.advance(STUCK_S)
+
+    assert (2, 2) == (world.lines, world.openings)
+    assert 1 == world.metrics.stuck_files._value.get()
+
+
+def test_a_file_at_rest_is_not_stuck(world: World) -> None:
+    """Nor is one whose last line is torn, for all of it was seen."""
+    world.append(LINE + b"{")
+    for _ in range(10):
+        world.scan()
+        world.clock.advance(STUCK_S)
+
+    assert (1, 1) == (world.lines, world.openings)
+    assert 0 == world.metrics.stuck_files._value.get()
+
+
+def test_a_file_that_waits_for_its_turn_is_not_stuck(world: World) -> None:
+    """Backpressure and limits keep files waiting for as long as they last."""
+    world.append(LINE)
+    world.scan()
+    world.append(LINE)
+    for _ in range(10):
+        world.sources.apply(world._scanner.scan())
+        world.sources.hint("a.jsonl")
+        world.clock.advance(STUCK_S)
+
+    assert 0 == world.metrics.stuck_files._value.get()
