@@ -218,9 +218,9 @@ def shipping(work: Path, topics: Topics, **sections: Any) -> Agent:
 def test_a_rotated_file_goes_once_kafka_has_all_of_it(mock: Topics, tmp_path: Path) -> None:
     """The live one stays, a young one and a torn one too; and the empty directory goes."""
     with shipping(tmp_path, mock) as agent:
-        for name in ("acme/a.jsonl", "acme/a.jsonl.1", "acme/young.jsonl.1", "torn/t.jsonl.1"):
-            append(agent.root / name, LINES)
-        append(agent.root / "gone/g.jsonl.1", LINES)
+        names = ("acme/a.jsonl", "acme/a.jsonl.1", "acme/young.jsonl.1", "torn/t.jsonl.1")
+        for number, name in enumerate((*names, "gone/g.jsonl.1")):
+            append(agent.root / name, [feedback(1000 * number + n) for n in range(50)])
         with (agent.root / "torn/t.jsonl.1").open("ab") as torn:
             torn.write(b"{")
         for name in ("acme/a.jsonl", "acme/a.jsonl.1", "torn/t.jsonl.1", "gone/g.jsonl.1"):
