@@ -18,7 +18,7 @@ from agent.core.batch import Batch, Pace
 from agent.core.breaker import Breaker
 from agent.core.delivery import Delivery
 from agent.core.identity import Birth, Checkpoint
-from agent.core.quota import Allowances
+from agent.core.quota import ClientLimits
 from agent.core.record import RecordPolicy
 from agent.core.seam import TAIL_SHARE
 from agent.deletion import Deletion, Remove
@@ -109,7 +109,10 @@ class Parts:
         return SpoolRules(spool.enabled, limits, drop_oldest, TAIL_SHARE)
 
     def sources(self, checkpoints: list[Checkpoint]) -> Sources:
-        source, per_s = self.config.source, self.config.dlq.lines_per_s_max
+        source = self.config.source
+        limits = ClientLimits(
+            self.config.quota.client, self.config.dlq.lines_per_s_max, self.clock.monotonic
+        )
         registry = Registry(
             checkpoints,
             line_bytes_max=source.line_bytes_max,
@@ -132,7 +135,7 @@ class Parts:
                 metrics=self.metrics,
             ),
             clock=self.clock,
-            turns=Turns(Allowances(per_s, per_s or 0.0, self.clock.monotonic), self.metrics),
+            turns=Turns(limits, self.clock, self.metrics),
             metrics=self.metrics,
         )
 

@@ -81,8 +81,8 @@ class Worker:
             elif piece is not None:
                 chunk = chunker.fill(harvester, piece)
                 sources.clients.read(harvester.base.client, chunk.lines)
-            rejected = chunk.rejected if chunk is not None else 0
-            sources.turns.charge(followed, harvester.read_bytes, rejected)
+            made = (0, 0) if chunk is None else (chunk.rejected, chunk.lines)
+            sources.turns.charge(followed, harvester.read_bytes, *made)
             if harvester.more:
                 sources.again(followed)
         sealed = chunker.seal_due()

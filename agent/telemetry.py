@@ -136,7 +136,11 @@ class Metrics:
         )
         self.deleted_bytes = self._counter("deleted_bytes", "Their bytes.")
         self.clients_slowed = self._gauge(
-            "clients_slowed", "Clients whose files wait, for they make too many dead letters."
+            "clients_slowed", "Clients whose files are read later, for they are over a limit."
+        )
+        self.client_throttled_seconds = self._counter(
+            "client_throttled_seconds",
+            "How long clients with something to read waited for a limit of theirs, all together.",
         )
         self.files = self._gauge("files", "Known files.", state=FILE_STATES)
         self.unreadable = self._gauge(

@@ -1,10 +1,11 @@
-"""Which file is read next: clients take turns by bytes, and one that floods dead letters waits."""
+"""Which file is read next: clients take turns by bytes, and one that is over a limit waits."""
 
 import logging
-from collections.abc import Iterable
+from heapq import heappop, heappush
 
+from agent.clock import Clock
 from agent.core.fairness import Fairness
-from agent.core.quota import Allowances
+from agent.core.quota import ClientLimits
 from agent.harvester import Followed
 from agent.telemetry import Metrics, event
 
@@ -19,18 +20,24 @@ _Files = dict[Followed, None]
 class Turns:
     """Files with something to read: between clients by bytes, within one first come, first served.
 
+    A client that was made to wait is in a spell until it has caught up and owes nothing: a backlog
+    makes it wait again and again, which is said once.
+
     Args:
-        floods: Dead letters that a client may make. Beyond it, its files wait; no other's do.
+        limits: What a client may have. Beyond it, its files wait; no other's do.
     """
 
-    def __init__(self, floods: Allowances, metrics: Metrics) -> None:
-        self._floods = floods
+    def __init__(self, limits: ClientLimits, clock: Clock, metrics: Metrics) -> None:
+        self._limits = limits
+        self._clock = clock
         self._metrics = metrics
         self._fairness = Fairness()
         self._ready: dict[str, _Files] = {}
         self._slowed: dict[str, _Files] = {}
         self._turn: str | None = None  # the client whose file was taken last
-        self._said: set[str] = set()  # clients that are slowed, as last said
+        self._spells: dict[str, str] = {}  # client -> the limit it was over
+        self._due: list[tuple[float, str]] = []  # a heap: when one in a spell will have paid
+        self._counted_s = clock.monotonic()
         self._hurried = False
 
     def add(self, *files: Followed) -> None:
@@ -47,16 +54,16 @@ class Turns:
 
     def take(self) -> Followed | None:
         """Return the file whose turn it is, None if there is none, or none that may be read now."""
+        last, self._turn = self._turn, None
+        if last in self._ready:
+            self._fairness.enter(last)
+        elif last in self._spells:  # it has caught up, and may owe something still
+            self._look_again(last)
         self._release()
-        if self._turn in self._ready:
-            self._fairness.enter(self._turn)
-        self._turn = None
         while (client := self._fairness.take()) is not None:
-            files = self._ready[client]
-            if self._wait_s(client):
-                self._slowed[client] = self._ready.pop(client)
-                self._say(self._said | {client})
+            if self._slow(client):
                 continue
+            files = self._ready[client]
             followed = next(iter(files))
             del files[followed]
             if not files:
@@ -65,16 +72,21 @@ class Turns:
             return followed
         return None
 
-    def charge(self, followed: Followed, read_bytes: int, dead_letters: int) -> None:
-        """Note what the turn of ``followed`` came to."""
+    def charge(self, followed: Followed, read_bytes: int, dead_letters: int, events: int) -> None:
+        """Note what the turn of ``followed`` came to; ``events`` are its lines, bad ones too."""
         client = followed.checkpoint.client
         self._fairness.charge(client, read_bytes + TURN_BYTES)
-        if dead_letters:
-            self._floods.take(client, dead_letters)
+        self._limits.take(client, events=events, read_bytes=read_bytes, dead_letters=dead_letters)
 
     def hurry(self) -> None:
         """Let nobody be slowed any more: a stop reads what is there."""
+        self._release()
         self._hurried = True
+        for client in [*self._slowed]:
+            self.add(*self._slowed.pop(client))
+        for client in sorted(self._spells):
+            self._end(client)
+        self._due.clear()
 
     @property
     def ready(self) -> bool:
@@ -90,30 +102,49 @@ class Turns:
         return followed in self._ready.get(client, ()) or followed in self._slowed.get(client, ())
 
     def wait_s(self, idle_s: float) -> float:
-        """Return how long until ``take`` returns a file; ``idle_s`` if nobody knows."""
-        if self._ready:
+        """Return how long until ``take`` has something to do; ``idle_s`` if nobody knows."""
+        if self._ready or self._turn in self._spells:  # or its spell would end later than it does
             return 0.0
-        return min([idle_s, *map(self._wait_s, self._slowed)])
+        if not self._due:
+            return idle_s
+        return min(idle_s, max(0.0, self._due[0][0] - self._clock.monotonic()))
 
-    def _wait_s(self, client: str) -> float:
-        return 0.0 if self._hurried else self._floods.wait_s(client)
+    def _slow(self, client: str) -> bool:
+        """Let the files of ``client`` wait if it owes something; return whether they do."""
+        if self._hurried or not self._limits.wait_s(client):
+            return False
+        self._slowed[client] = self._ready.pop(client)
+        self._look_again(client)
+        if client not in self._spells:
+            reason = self._spells[client] = self._limits.reason(client)
+            event(log, logging.WARNING, "client.slowed", client=client, reason=reason)
+            self._metrics.clients_slowed.set(len(self._spells))
+        return True
+
+    def _look_again(self, client: str) -> None:
+        """See to ``client`` once it has paid."""
+        due_s = self._clock.monotonic() + self._limits.wait_s(client)
+        heappush(self._due, (due_s, client))
 
     def _release(self) -> None:
-        """Let clients go on who have paid for their dead letters."""
-        if not self._said:
-            return
-        due = [client for client in self._slowed if not self._wait_s(client)]
-        for client in due:
-            self.add(*self._slowed.pop(client))
-        # One who has just been let go may be slowed again in a moment.
-        self._say(self._slowed.keys() | (self._said & set(due)))
+        """Let clients go on who have paid; the spell of one who has caught up is over."""
+        now_s, throttled_s = self._clock.monotonic(), 0.0
+        while self._due and self._due[0][0] <= now_s:
+            due_s, client = heappop(self._due)
+            if client in self._slowed:
+                throttled_s += max(0.0, due_s - self._counted_s)
+                self.add(*self._slowed.pop(client))
+            elif client in self._spells and self._settled(client):
+                self._end(client)
+        throttled_s += len(self._slowed) * (now_s - self._counted_s)
+        self._counted_s = now_s
+        self._metrics.client_throttled_seconds.inc(throttled_s)
 
-    def _say(self, slow: Iterable[str]) -> None:
-        slow = set(slow)
-        for client in sorted(slow - self._said):
-            event(log, logging.WARNING, "client.slowed", client=client,
-                  reason="more dead letters than dlq.lines_per_s_max")  # fmt: skip
-        for client in sorted(self._said - slow):
-            event(log, logging.INFO, "client.released", client=client)
-        self._said = slow
-        self._metrics.clients_slowed.set(len(slow))
+    def _settled(self, client: str) -> bool:
+        """Return whether it has caught up, and was not read since: then it would be due later."""
+        return client not in self._ready and not self._limits.wait_s(client)
+
+    def _end(self, client: str) -> None:
+        reason = self._spells.pop(client)
+        event(log, logging.INFO, "client.released", client=client, reason=reason)
+        self._metrics.clients_slowed.set(len(self._spells))

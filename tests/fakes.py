@@ -13,10 +13,12 @@ from agent.core.batch import Batch
 from agent.core.breaker import Breaker, Jitter, Monotonic
 from agent.core.delivery import Delivery
 from agent.core.ledger import Chunk, Ledger
-from agent.core.policy import BreakerPolicy, RetryPolicy
+from agent.core.policy import BreakerPolicy, ClientQuotaPolicy, RetryPolicy
+from agent.core.quota import ClientLimits
 from agent.deletion import Deletion, Remove
 from agent.errors import RecordRefused, SinkUnavailable
 from agent.telemetry import Metrics
+from agent.turns import Turns
 from agent.wire import HEADER_BYTES, Builder, Codec, Record, codec, records, reseal, split
 
 P = ParamSpec("P")
@@ -112,6 +114,11 @@ def no_deletion(clock: Clock, metrics: Metrics) -> Deletion:
     """Return what deletes nothing, as the agent does by default."""
     remove = Remove(lambda *_: None, lambda *_: False)
     return Deletion(None, (), remove, clock=clock, metrics=metrics)
+
+
+def unlimited_turns(clock: Clock, metrics: Metrics) -> Turns:
+    """Return turns in which no client is over a limit."""
+    return Turns(ClientLimits(ClientQuotaPolicy(), None, clock.monotonic), clock, metrics)
 
 
 def chunks_of(ledger: Ledger, *lengths: int) -> list[Chunk]:

@@ -40,7 +40,7 @@ from agent.core.policy import (
     RetryPolicy,
     SchemaPolicy,
 )
-from agent.core.quota import Allowances, InFlight
+from agent.core.quota import InFlight
 from agent.core.record import RecordPolicy
 from agent.core.seam import TAIL_SHARE, Mode
 from agent.harvester import Harvester
@@ -52,8 +52,7 @@ from agent.sink import Outlet
 from agent.sources import Sources
 from agent.spooler import Spooler, SpoolRules
 from agent.telemetry import SINKS, Metrics
-from agent.turns import Turns
-from tests.fakes import FakeClock, FakeTopic, InlineExecutor, no_deletion
+from tests.fakes import FakeClock, FakeTopic, InlineExecutor, no_deletion, unlimited_turns
 
 PARTITIONS = 6
 EVENTS_MAX = 24
@@ -388,7 +387,7 @@ class Node:
             start_at_end=False,
             deletion=no_deletion(world.clock, world.metrics),
             clock=world.clock,
-            turns=Turns(Allowances(None, 0.0, world.clock.monotonic), world.metrics),
+            turns=unlimited_turns(world.clock, world.metrics),
             metrics=world.metrics,
         )
         self.queues = {name: WatchedQueue(name, world) for name in SINKS}

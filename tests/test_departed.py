@@ -10,7 +10,6 @@ from prometheus_client import CollectorRegistry
 
 from agent.core.ledger import Chunk
 from agent.core.lines import Piece
-from agent.core.quota import Allowances
 from agent.departed import GRACE_S
 from agent.harvester import Truncated
 from agent.opener import Opened, open_beneath
@@ -18,8 +17,7 @@ from agent.registry import Registry
 from agent.scanner import Scanner
 from agent.sources import Sources
 from agent.telemetry import Metrics
-from agent.turns import Turns
-from tests.fakes import FakeClock, no_deletion
+from tests.fakes import FakeClock, no_deletion, unlimited_turns
 
 LINE = b'{"n":1}\n'
 TORN = b'{"n":'
@@ -45,7 +43,7 @@ class Reader:
             held_bytes_max=held_bytes_max,
             start_at_end=False,
             deletion=no_deletion(self.clock, self.metrics),
-            turns=Turns(Allowances(None, 0.0, self.clock.monotonic), self.metrics),
+            turns=unlimited_turns(self.clock, self.metrics),
             clock=self.clock,
             metrics=self.metrics,
         )

@@ -256,3 +256,33 @@ def test_a_flood_of_bad_lines_slows_its_client_and_no_other(
         assert [("client.slowed", "noisy"), ("client.released", "noisy")] == said
         assert 0 == agent.stop()
         assert_each_once(agent, 4010)
+
+
+def test_a_client_over_its_quota_is_read_later_and_a_stop_reads_what_is_there(
+    embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
+) -> None:
+    """Nothing is dropped, nobody else waits. Paying the debt would take longer than this test."""
+    quota = {"client": {"events_per_s": 1.0, "burst_s": 1.0}}
+    with Agent(tmp_path, mock, quota=quota) as agent:
+        append(agent.root / "greedy/a.jsonl", map(feedback, range(3000)))
+        agent.start()
+        agent.until(lambda: agent.metric("clients_slowed") == 1, "slowed")
+        append(agent.root / "quiet/a.jsonl", [feedback(3000)])
+        agent.until(lambda: "quiet/a.jsonl" not in behind(agent), "delivered")
+        assert agent.metric("lines_read_total") < 3001, "greedy waits"
+
+        assert 0 == agent.stop()
+
+        said = [
+            (e["event"], e["client"], e["reason"]) for e in agent.log_entries() if "client" in e
+        ]
+        spell = ("greedy", "events_per_s")
+        assert [("client.slowed", *spell), ("client.released", *spell)] == said
+        assert_each_once(agent, 3001)
+
+
+def behind(agent: Agent) -> set[str]:
+    """Return the files that are not settled to their end."""
+    rows = {file["path"]: file["watermark"] for file in agent.status()["files"]}
+    files = {str(p.relative_to(agent.root)): p.stat().st_size for p in agent.root.rglob("*.jsonl")}
+    return {path for path, size in files.items() if rows.get(path, -1) < size}

@@ -14,15 +14,13 @@ from agent.clock import SystemClock
 from agent.core.continuation import WAIT_S
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
-from agent.core.quota import Allowances
 from agent.harvester import Truncated
 from agent.opener import Opened, open_beneath
 from agent.registry import Registry
 from agent.scanner import Scanner
 from agent.sources import Sources
 from agent.telemetry import Metrics
-from agent.turns import Turns
-from tests.fakes import FakeClock, no_deletion
+from tests.fakes import FakeClock, no_deletion, unlimited_turns
 
 TURNS_MAX = 100
 FILE, COPY = "acme/a.jsonl", "acme/a.jsonl.1"
@@ -63,7 +61,7 @@ class Life:
             start_at_end=False,
             deletion=no_deletion(clock, metrics),
             clock=clock,
-            turns=Turns(Allowances(None, 0.0, clock.monotonic), metrics),
+            turns=unlimited_turns(clock, metrics),
             metrics=metrics,
         )
 

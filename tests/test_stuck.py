@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agent.core.quota import Allowances
 from agent.harvester import Truncated
 from agent.opener import Descriptor, Refused, open_beneath
 from agent.registry import Registry
@@ -14,8 +13,7 @@ from agent.scanner import Scanner
 from agent.sources import Sources
 from agent.stuck import STUCK_S
 from agent.telemetry import Metrics
-from agent.turns import Turns
-from tests.fakes import FakeClock, no_deletion
+from tests.fakes import FakeClock, no_deletion, unlimited_turns
 
 LINE = b'{"n":1}\n'
 
@@ -53,7 +51,7 @@ class World:
             line_bytes_max=4096,
             descriptors_max=8,
             start_at_end=False,
-            turns=Turns(Allowances(None, 0.0, self.clock.monotonic), self.metrics),
+            turns=unlimited_turns(self.clock, self.metrics),
             deletion=no_deletion(self.clock, self.metrics),
             clock=self.clock,
             metrics=self.metrics,

@@ -2,7 +2,10 @@
 
 from agent.core.breaker import Monotonic
 from agent.core.ledger import Chunk
-from agent.core.policy import InFlightPolicy
+from agent.core.policy import ClientQuotaPolicy, InFlightPolicy
+
+BUCKETS_KEPT = 1024
+"""Full buckets that may be remembered; they are as good as none."""
 
 
 class InFlight:
@@ -80,6 +83,7 @@ class Allowances:
         self._burst = burst
         self._clock = clock
         self._buckets: dict[str, Bucket] = {}
+        self._sweep_at = BUCKETS_KEPT
 
     def take(self, client: str, tokens: float) -> None:
         """Take ``tokens`` of what ``client`` may have, whether they are there or not."""
@@ -87,6 +91,8 @@ class Allowances:
         if bucket is None:
             if self._per_s is None:
                 return
+            if len(self._buckets) >= self._sweep_at:
+                self._sweep()
             bucket = self._buckets[client] = Bucket(self._per_s, self._burst, self._clock)
         bucket.take(tokens)
 
@@ -97,6 +103,52 @@ class Allowances:
         if bucket is not None and bucket.whole:
             del self._buckets[client]  # as good as a new one
         return wait_s
+
+    def _sweep(self) -> None:
+        """Forget the full buckets of clients nobody asks for any more."""
+        for client in list(self._buckets):
+            self.wait_s(client)
+        self._sweep_at = 2 * len(self._buckets) + BUCKETS_KEPT
+
+
+class ClientLimits:
+    """All that bounds what is read of one client in a second: ``events_per_s`` and ``bytes_per_s``
+    of ``quota.client``, and ``flood``, the dead letters that it makes.
+
+    Who is over a limit waits until the debt is paid. One read may overshoot; it is bounded itself.
+
+    Args:
+        dead_letters_per_s: With a burst of one second's worth. None: no limit.
+    """
+
+    def __init__(
+        self, quota: ClientQuotaPolicy, dead_letters_per_s: float | None, clock: Monotonic
+    ) -> None:
+        def allowances(per_s: float | None, burst_s: float) -> Allowances:
+            return Allowances(per_s, (per_s or 0.0) * burst_s, clock)
+
+        self._dead_letters = allowances(dead_letters_per_s, 1.0)
+        self._events = allowances(quota.events_per_s, quota.burst_s)
+        self._bytes = allowances(quota.bytes_per_s, quota.burst_s)
+        self._all = {
+            "flood": self._dead_letters,
+            "events_per_s": self._events,
+            "bytes_per_s": self._bytes,
+        }
+
+    def take(self, client: str, *, events: int, read_bytes: int, dead_letters: int) -> None:
+        """Note what one read of ``client`` came to."""
+        self._events.take(client, events)
+        self._bytes.take(client, read_bytes)
+        self._dead_letters.take(client, dead_letters)
+
+    def wait_s(self, client: str) -> float:
+        """Return how long until ``client`` may be read again; 0.0 if it may now."""
+        return max(allowances.wait_s(client) for allowances in self._all.values())
+
+    def reason(self, client: str) -> str:
+        """Return which limit keeps ``client`` waiting longest."""
+        return max(self._all, key=lambda name: self._all[name].wait_s(client))
 
 
 _GRAIN_S = 1e-6

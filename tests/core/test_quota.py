@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.ledger import Chunk, Ledger, Row
-from agent.core.policy import MIB, InFlightPolicy
-from agent.core.quota import Allowances, Bucket, InFlight
+from agent.core.policy import MIB, ClientQuotaPolicy, InFlightPolicy
+from agent.core.quota import BUCKETS_KEPT, Allowances, Bucket, ClientLimits, InFlight
 from tests.fakes import FakeClock
 
 POLICY = InFlightPolicy(events_max=100, bytes_max=MIB)
@@ -195,3 +195,43 @@ def test_without_a_rate_no_client_waits_and_none_is_remembered() -> None:
 
     assert 0.0 == allowances.wait_s("a")
     assert not allowances._buckets
+
+
+def test_full_buckets_of_clients_nobody_asks_for_are_forgotten() -> None:
+    """The number of clients that come and go has no bound; who owes something is remembered."""
+    clock = FakeClock()
+    allowances = Allowances(10.0, 20.0, clock.monotonic)
+    allowances.take("owing", 1e9)
+    for number in range(10 * BUCKETS_KEPT):
+        allowances.take(str(number), 1.0)
+        clock.advance(0.1)
+
+    assert len(allowances._buckets) <= 2 * BUCKETS_KEPT
+    assert allowances.wait_s("owing") > 0
+
+
+# ---- all limits of a client
+
+
+@pytest.mark.parametrize(
+    ("events", "read_bytes", "dead_letters", "wait_s", "reason"),
+    [
+        (30, 0, 0, 1.0, "events_per_s"),
+        (0, 4096, 0, 2.0, "bytes_per_s"),
+        (0, 0, 15, 2.0, "flood"),
+        (30, 4096, 10, 2.0, "bytes_per_s"),
+        (20, 2048, 5, 0.0, None),
+    ],
+)
+def test_the_limit_that_keeps_longest_is_the_one_that_counts(
+    events: int, read_bytes: int, dead_letters: int, wait_s: float, reason: str | None
+) -> None:
+    """20 lines, 2048 bytes and 5 dead letters are free."""
+    quota = ClientQuotaPolicy(events_per_s=10, bytes_per_s=1024, burst_s=2)
+    limits = ClientLimits(quota, 5.0, FakeClock().monotonic)
+
+    limits.take("a", events=events, read_bytes=read_bytes, dead_letters=dead_letters)
+
+    assert pytest.approx(wait_s, abs=1e-5) == limits.wait_s("a")
+    assert reason in {None, limits.reason("a")}
+    assert 0.0 == limits.wait_s("b")
