@@ -130,6 +130,11 @@ class Intake:
     def known(self) -> Container[FileKey]:
         return self._worker.sources.known
 
+    @property
+    def remembered(self) -> Container[int]:
+        """Return the inodes of what is followed, or was and may come back."""
+        return self._worker.sources.registry.inodes
+
     def hint(self, path: str | None) -> None:
         """Take a hint that ``path``, or anything, was written to.
 

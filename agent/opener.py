@@ -196,7 +196,7 @@ def _open_resolved(root_fd: int, path: bytes) -> int:
         if fd >= 0:
             return fd
         code = ctypes.get_errno()
-        if code in {errno.ENOSYS, errno.EPERM}:
+        if code in {errno.ENOSYS, errno.EPERM, errno.ENAMETOOLONG}:  # its 4096 bytes: all of it
             return _open_by_walk(root_fd, path)
         if code not in {errno.EAGAIN, errno.EINTR}:  # EAGAIN: a rename raced with the resolution
             raise OSError(code, os.strerror(code))

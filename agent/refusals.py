@@ -4,6 +4,7 @@ Written in the worker thread, read from the loop's.
 """
 
 import logging
+from collections import Counter
 from itertools import islice
 
 from agent.core.discovery import Scan, printable
@@ -13,6 +14,8 @@ log = logging.getLogger(__name__)
 
 NAMED_MAX = 100
 """Of those in ``named``: the counts tell of the rest."""
+QUIET = {"gone", "old"}
+"""Nobody's problem, and what was asked for."""
 
 
 class Refusals:
@@ -22,11 +25,12 @@ class Refusals:
         self._metrics = metrics
         self._opening: dict[str, tuple[str, str]] = {}  # path -> reason and detail, of an open
         self._walking: dict[str, tuple[str, str]] = {}  # the same, of the last scan
-        self._uncounted = 0
+        self.count = 0
+        """How many there are, as of the last scan."""
 
     def note(self, path: str, reason: str, detail: str = "") -> None:
-        """Note that opening or reading ``path`` failed. One that is gone is nobody's problem."""
-        if reason == "gone":
+        """Note that opening or reading ``path`` failed."""
+        if reason in QUIET:
             return
         if self._opening.get(path, ("",))[0] != reason:
             _say(path, reason, detail)
@@ -42,20 +46,16 @@ class Refusals:
         self._opening = {path: why for path, why in self._opening.items() if path in met}
         before, self._walking = self._walking, {}
         for skipped in (*scan.skipped, *scan.unreadable):
-            if skipped.reason != "gone":
+            if skipped.reason not in QUIET:
                 self._walking[skipped.path] = skipped.reason, ""
                 if before.get(skipped.path, ("",))[0] != skipped.reason:
                     _say(skipped.path, skipped.reason, "")
-        self._uncounted = scan.skipped_cut + scan.unreadable_cut
-        counts = dict.fromkeys(UNREADABLE, 0)
-        for reason, _ in (*self._opening.values(), *self._walking.values()):
-            counts[reason] += 1
-        for reason, count in counts.items():
-            self._metrics.unreadable.labels(reason).set(count)
-
-    @property
-    def count(self) -> int:
-        return len(self._opening) + len(self._walking) + self._uncounted
+        counts: Counter[str] = Counter(scan.skipped_counts)
+        counts.update(directory.reason for directory in scan.unreadable)
+        counts.update(reason for reason, _ in self._opening.values())
+        for reason in UNREADABLE:
+            self._metrics.unreadable.labels(reason).set(counts[reason])
+        self.count = sum(counts[reason] for reason in UNREADABLE)
 
     def named(self) -> list[dict[str, str]]:
         """Return the first of them, for people. From any thread."""

@@ -57,6 +57,8 @@ class Registry:
         self._forget_after_s = forget_after_s
         self._clock = clock
         self._metrics = metrics
+        self.inodes: set[int] = set()
+        """Of every file remembered: after a restart a scan has nothing else to know them by."""
         self._by_birth: dict[Birth, Followed] = {}
         self._superseded: list[Checkpoint] = []  # older generations: what copies may continue
         self._ending: list[Harvester] = []  # superseded, but not settled to their end yet
@@ -65,6 +67,7 @@ class Registry:
             if known is not None:
                 self._superseded.append(self._ended(known.checkpoint))
             self._by_birth[row.birth] = Followed(row.birth, row)
+            self.inodes.add(row.birth.inode)
 
     @property
     def empty(self) -> bool:
@@ -97,6 +100,7 @@ class Registry:
             if base is None:
                 return None
             followed = self._by_birth[file.birth] = Followed(file.birth, base)
+            self.inodes.add(file.birth.inode)
             return followed, base
         before = followed.checkpoint
         change = compare(before, examine(before, before.birth, file.size(), file.pread))
@@ -186,6 +190,8 @@ class Registry:
             for birth in expired
             if self._by_birth[birth].seen is None and self._by_birth[birth].harvester is None
         ]
+        if gone:
+            self.inodes = {birth.inode for birth in self._by_birth}
         gone += [row for row in self._superseded if _expired(row, before)]
         self._superseded = [row for row in self._superseded if not _expired(row, before)]
         self.forgotten += [row for row in gone if (row.source_id, row.generation) not in in_use]

@@ -8,16 +8,29 @@ import errno
 import os
 import re
 import stat
+from collections import defaultdict
 from collections.abc import Container, Iterable
 from fnmatch import translate
+from itertools import chain
 from pathlib import Path
 
-from agent.core.discovery import FileKey, Scan, Seen, Skipped, SkipReason, client_of
+from agent.clock import Clock, SystemClock
+from agent.core.discovery import (
+    Admission,
+    FileKey,
+    Limits,
+    Scan,
+    Seen,
+    Skipped,
+    SkipReason,
+    client_of,
+)
 
-DEPTH_MAX = 32
-"""Directories below each other; each holds a descriptor while it is walked."""
-NOTED_MAX = 1000
-"""Entries of ``Scan.skipped`` and of ``Scan.unreadable``: links cost a client nothing to make."""
+CLIENT_NOTED_MAX = 20
+"""Entries of a client and reason in ``Scan.skipped``, and of a client in ``Scan.unreadable``: links
+and directories cost a client nothing to make."""
+DIRECTORY_ENTRIES = 10
+"""As how many names a directory counts: it is opened, listed and watched."""
 COMPRESSED = (".gz", ".zst")
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -38,7 +51,13 @@ class Scanner:
         include, exclude: shell patterns of base names, case-sensitive.
         client_depth: how many directories below the root name the client.
         client: the client of every file, instead.
-        files_max: files reported at most; those that ``known`` holds are, whatever the number.
+        files_max: files reported at most; those that are known are, whatever the number.
+        client_files_max: of one client, likewise.
+        client_entries_max: names of one client that a scan looks at, matching or not, known or
+            not; a directory counts as ``DIRECTORY_ENTRIES``. The rest of this client is not seen.
+        depth_max: directories below each other; each holds a descriptor while it is walked.
+        ignore_older_s: an unknown file that was not written to for so long, by the wall clock, is
+            passed over until it is; None: none is.
 
     """
 
@@ -51,22 +70,38 @@ class Scanner:
         client_depth: int = 1,
         client: str | None = None,
         files_max: int = 50_000,
+        client_files_max: int = 10_000,
+        client_entries_max: int = 100_000,
+        depth_max: int = 16,
+        ignore_older_s: float | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._root = root
         self._include = _compiled(include)
         self._exclude = _compiled(exclude)
         self._client_depth = client_depth
         self._client = client
-        self._files_max = files_max
+        self._limits = Limits(files_max, client_files_max)
+        self._ignore_older_s = ignore_older_s
+        self._clock = SystemClock() if clock is None else clock
+        self.client_entries_max = client_entries_max
+        self.depth_max = depth_max
 
-    def scan(self, known: Container[FileKey] = ()) -> Scan:
-        """Return every matching regular file. Raises nothing about the tree: see ``Scan``."""
+    def scan(self, known: Container[FileKey] = (), remembered: Container[int] = ()) -> Scan:
+        """Return every matching regular file. Raises nothing about the tree: see ``Scan``.
+
+        ``known`` are followed by now, ``remembered`` the inodes of what was: see ``Admission``.
+        """
         try:
             root_fd = os.open(self._root, _FLAGS & ~os.O_NOFOLLOW)
         except OSError as error:
             return Scan(root_problem=_ROOT_PROBLEMS.get(error.errno, "unreadable"))
+        oldest_ns = None
+        if self._ignore_older_s is not None:
+            oldest_ns = int((self._clock.wall() - self._ignore_older_s) * 1e9)
         try:
-            walk = _Walk(self, known, os.fstat(root_fd).st_dev)
+            admission = Admission(self._limits, known, remembered, oldest_ns)
+            walk = _Walk(self, admission, os.fstat(root_fd).st_dev)
             if problem := walk.directory(root_fd, "", 0):
                 return Scan(root_problem="permission" if problem == "permission" else "unreadable")
             return walk.result()
@@ -77,12 +112,18 @@ class Scanner:
         """Return whether the base name ``name`` is of a file to read."""
         return bool(self._include.match(name)) and not self._exclude.match(name)
 
-    def client(self, path: str) -> str:
-        return self._client or client_of(path, self._client_depth)
+    def client(self, directory: str) -> str:
+        """Return who writes the files that lie in ``directory`` itself."""
+        return self._client or client_of(f"{directory}/" if directory else "", self._client_depth)
 
-    @property
-    def files_max(self) -> int:
-        return self._files_max
+    def clients_top(self, directory: str) -> str:
+        """Return the directory that the client of ``directory`` has for itself."""
+        depth = 0 if self._client else self._client_depth
+        return "/".join(directory.split("/")[:depth])
+
+    def is_above_clients(self, depth: int) -> bool:
+        """Return whether directories in one at ``depth`` are other clients'."""
+        return self._client is None and depth < self._client_depth
 
 
 _ROOT_PROBLEMS: dict[int | None, str] = {
@@ -96,54 +137,72 @@ _ROOT_PROBLEMS: dict[int | None, str] = {
 class _Walk:
     """One scan in progress."""
 
-    def __init__(self, scanner: Scanner, known: Container[FileKey], device: int) -> None:
+    def __init__(self, scanner: Scanner, admission: Admission, device: int) -> None:
         self._scanner = scanner
-        self._known = known
+        self._admission = admission
         self._device = device
-        self._files: list[Seen] = []
         self._directories: list[str] = []
-        self._skipped: list[Skipped] = []
-        self._unreadable: list[Skipped] = []
-        self._over_limit = 0
-        self._skipped_cut = 0
-        self._unreadable_cut = 0
+        self._entries: defaultdict[str, int] = defaultdict(int)  # by client
+        self._skipped: defaultdict[tuple[str, SkipReason], list[Skipped]] = defaultdict(list)
+        self._counts: defaultdict[SkipReason, int] = defaultdict(int)
+        self._unreadable: defaultdict[str, list[Skipped]] = defaultdict(list)  # by client
+        self._given_up: set[str] = set()  # clients of which not everything was seen
 
     def result(self) -> Scan:
+        files, over_limit = self._admission.result()
         return Scan(
-            files=tuple(self._files),
+            files=files,
             directories=tuple(self._directories),
-            skipped=tuple(self._skipped),
-            unreadable=tuple(self._unreadable),
-            over_limit=self._over_limit,
-            skipped_cut=self._skipped_cut,
-            unreadable_cut=self._unreadable_cut,
+            skipped=tuple(chain(*self._skipped.values())),
+            unreadable=tuple(chain(*self._unreadable.values())),
+            over_limit=over_limit,
+            skipped_counts=dict(self._counts),
         )
 
     def directory(self, fd: int, path: str, depth: int) -> SkipReason | None:
         """Walk what ``fd`` holds; None, or why it could not be read to its end."""
+        client = self._scanner.client(path)
+        above = self._scanner.is_above_clients(depth)
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
-                    self._entry(fd, entry, f"{path}/{entry.name}" if path else entry.name, depth)
+                    below = f"{path}/{entry.name}" if path else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        if above or self._affords(client, path, DIRECTORY_ENTRIES):
+                            self._descend(fd, entry.name, below, depth + 1)
+                    elif self._affords(client, path, 1):
+                        self._entry(entry, below, client)
+                    if not above and self._entries[client] > self._scanner.client_entries_max:
+                        break
         except OSError as error:
             return _BY_ERRNO.get(error.errno, "error")
         self._directories.append(path)
         return None
 
-    def _entry(self, above: int, entry: os.DirEntry[str], path: str, depth: int) -> None:
-        if entry.is_dir(follow_symlinks=False):
-            if reason := self._descend(above, entry.name, path, depth + 1):
-                if len(self._unreadable) < NOTED_MAX:
-                    self._unreadable.append(Skipped(path, reason))
-                else:
-                    self._unreadable_cut += 1
-        elif entry.is_symlink():  # whatever its name: it may have stood for a directory
-            self._skip(path, "symlink")
-        elif self._scanner.wants(entry.name) and (reason := self._file(entry, path)):
-            self._skip(path, reason)
+    def _affords(self, client: str, path: str, entries: int) -> bool:
+        """Charge ``client`` for what was met in ``path``; return whether it may be looked at."""
+        self._entries[client] += entries
+        within = self._entries[client] <= self._scanner.client_entries_max
+        if not within:
+            self._give_up(client, path)
+        return within
 
-    def _descend(self, above: int, name: str, path: str, depth: int) -> SkipReason | None:
-        if depth > DEPTH_MAX:
+    def _descend(self, above: int, name: str, path: str, depth: int) -> None:
+        if reason := self._entered(above, name, path, depth):
+            client = self._scanner.client(path)
+            if len(self._unreadable[client]) == CLIENT_NOTED_MAX:
+                self._give_up(client, path)
+            elif client not in self._given_up:
+                self._unreadable[client].append(Skipped(path, reason))
+
+    def _give_up(self, client: str, path: str) -> None:
+        """Say of all that ``client`` has, ``path`` among it, that it may not have been seen."""
+        if client not in self._given_up:
+            self._given_up.add(client)
+            self._unreadable[client] = [Skipped(self._scanner.clients_top(path), "too_many")]
+
+    def _entered(self, above: int, name: str, path: str, depth: int) -> SkipReason | None:
+        if depth > self._scanner.depth_max:
             return "too_deep"
         try:
             fd = os.open(name, _FLAGS, dir_fd=above)
@@ -156,7 +215,13 @@ class _Walk:
         finally:
             os.close(fd)
 
-    def _file(self, entry: os.DirEntry[str], path: str) -> SkipReason | None:
+    def _entry(self, entry: os.DirEntry[str], path: str, client: str) -> None:
+        if entry.is_symlink():  # whatever its name: it may have stood for a directory
+            self._skip(path, client, "symlink")
+        elif self._scanner.wants(entry.name) and (reason := self._file(entry, path, client)):
+            self._skip(path, client, reason)
+
+    def _file(self, entry: os.DirEntry[str], path: str, client: str) -> SkipReason | None:
         if entry.name.endswith(COMPRESSED):  # *.jsonl.* matches them; they are not lines of text
             return "compressed"
         try:
@@ -167,28 +232,14 @@ class _Walk:
             return "not_regular"
         if status.st_dev != self._device:
             return "other_device"
-        self._take(status, path)
-        return None
+        seen = Seen(path, client, status.st_ino, status.st_dev, status.st_size, status.st_mtime_ns)
+        return None if self._admission.offer(seen) else "old"
 
-    def _take(self, status: os.stat_result, path: str) -> None:
-        seen = Seen(
-            path,
-            self._scanner.client(path),
-            status.st_ino,
-            status.st_dev,
-            status.st_size,
-            status.st_mtime_ns,
-        )
-        if len(self._files) >= self._scanner.files_max and seen.key not in self._known:
-            self._over_limit += 1
-        else:
-            self._files.append(seen)
-
-    def _skip(self, path: str, reason: SkipReason) -> None:
-        if len(self._skipped) < NOTED_MAX:
-            self._skipped.append(Skipped(path, reason))
-        else:
-            self._skipped_cut += 1
+    def _skip(self, path: str, client: str, reason: SkipReason) -> None:
+        self._counts[reason] += 1
+        noted = self._skipped[client, reason]
+        if len(noted) < CLIENT_NOTED_MAX:
+            noted.append(Skipped(path, reason))
 
 
 def _compiled(patterns: Iterable[str]) -> re.Pattern[str]:

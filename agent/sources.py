@@ -108,6 +108,8 @@ class Sources:
             self.registry.strangers.begin_at_end = new
         self._start_at_end = False
         self.registry.scanned(new)
+        for seen in todo.linked:
+            self.refusals.note(seen.path, "links", "another name of a file")
         self.refusals.scanned(scan)
         self._deletion.scanned(scan, self._by_key.values(), acknowledged=acknowledged)
         self._count()

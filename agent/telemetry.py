@@ -27,6 +27,7 @@ UNREADABLE = (
     "permission",
     "symlink",
     "too_deep",
+    "too_many",
 )
 """Why a name or a directory below the root gives no lines."""
 OTHER = "other"

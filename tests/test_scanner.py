@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from agent import scanner
-from agent.core.discovery import Scan, Skipped
+from agent.core.discovery import FileKey, Scan, Skipped
 from agent.scanner import Scanner
+from tests.fakes import WALL_S, FakeClock
 from tests.test_opener import as_nobody, descriptors
 
 INCLUDE = ("*.jsonl", "*.jsonl.*", "*.jsonl-*")
@@ -175,22 +176,136 @@ def test_files_beyond_the_limit_are_counted_and_known_ones_stay(tmp_path: Path) 
     got = Scanner(tmp_path, INCLUDE, files_max=5).scan({(known.st_dev, known.st_ino)})
 
     assert "old.jsonl" in paths(got)
-    assert 21 == len(got.files) + got.over_limit
-    assert 5 <= len(got.files) <= 6
+    assert (5, {"flood": 16}) == (len(got.files), got.over_limit)
 
 
-def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanner, "NOTED_MAX", 3)
+def test_one_client_cannot_use_up_the_room_of_another(tmp_path: Path) -> None:
+    """Its own known files count; they are taken all the same."""
+    for number in range(9):
+        write(tmp_path, f"flood/{number}.jsonl")
+    write(tmp_path, "calm/x.jsonl")
+    statuses = [(tmp_path / f"flood/{n}.jsonl").stat() for n in range(3)]
+    known = {(status.st_dev, status.st_ino) for status in statuses}
+
+    got = Scanner(tmp_path, INCLUDE, client_files_max=4).scan(known)
+
+    assert {"calm/x.jsonl", *(f"flood/{n}.jsonl" for n in range(3))} <= paths(got)
+    assert (5, {"flood": 5}) == (len(got.files), got.over_limit)
+
+
+def test_a_client_with_names_without_end_hides_itself_only(tmp_path: Path) -> None:
+    """Names that match nothing too. Where its names end, nothing of it is known to be gone."""
+    for number in range(50):
+        write(tmp_path, f"flood/{number}.tmp")
+        write(tmp_path, f"calm/{number % 5}.jsonl")
+    scanner = Scanner(tmp_path, INCLUDE, client_entries_max=20)
+
+    got = scanner.scan()
+
+    assert {f"calm/{n}.jsonl" for n in range(5)} == paths(got)
+    assert (Skipped("flood", "too_many"),) == got.unreadable
+
+
+def test_a_client_with_directories_without_end_is_cut_off(tmp_path: Path) -> None:
+    """Each is opened, listed and watched, so it costs as much as many names."""
+    for number in range(30):
+        (tmp_path / "flood" / f"{number}").mkdir(parents=True)
+    write(tmp_path, "calm/x.jsonl")
+
+    got = Scanner(tmp_path, INCLUDE, client_entries_max=10 * scanner.DIRECTORY_ENTRIES).scan()
+
+    assert {"calm/x.jsonl"} == paths(got)
+    assert (Skipped("flood", "too_many"),) == got.unreadable
+    assert 10 == sum(d.startswith("flood/") for d in got.directories)
+
+
+def test_names_in_the_root_hide_no_client(tmp_path: Path) -> None:
+    """They are the default client's; directories there are other clients, however many."""
+    for number in range(30):
+        write(tmp_path, f"{number}.jsonl")
+        write(tmp_path, f"c{number}/x.jsonl")
+
+    got = Scanner(tmp_path, INCLUDE, client_entries_max=9).scan()
+
+    assert {f"c{n}/x.jsonl" for n in range(30)} <= paths(got)
+    assert 9 == sum(seen.client == "default" for seen in got.files)
+    assert (Skipped("", "too_many"),) == got.unreadable
+
+
+def test_a_fixed_client_has_one_share_of_everything(tmp_path: Path) -> None:
+    for number in range(30):
+        write(tmp_path, f"{number}/x.jsonl")
+
+    got = Scanner(tmp_path, INCLUDE, client="sidecar", client_entries_max=99).scan()
+
+    assert 9 == len(got.files)
+    assert (Skipped("", "too_many"),) == got.unreadable
+
+
+def test_an_old_file_is_passed_over_until_it_is_written_to(tmp_path: Path) -> None:
+    clock = FakeClock()
+    file = write(tmp_path, "acme/x.jsonl")
+    os.utime(file, (WALL_S - 101, WALL_S - 101))
+    scanner = Scanner(tmp_path, INCLUDE, ignore_older_s=100.0, clock=clock)
+
+    before = scanner.scan()
+    os.utime(file, (WALL_S, WALL_S))
+    after = scanner.scan()
+
+    assert ((), {"old": 1}) == (before.files, before.skipped_counts)
+    assert {"acme/x.jsonl"} == paths(after)
+
+
+def test_a_file_that_was_followed_is_never_too_old(tmp_path: Path) -> None:
+    """After a restart only its inode is known; its unread end would be lost."""
+    file = write(tmp_path, "acme/x.jsonl")
+    os.utime(file, (0, 0))
+    status = file.stat()
+    scanner = Scanner(tmp_path, INCLUDE, ignore_older_s=1.0)
+
+    for known, remembered in (
+        ({(status.st_dev, status.st_ino)}, set[int]()),
+        (set[FileKey](), {status.st_ino}),
+    ):
+        assert {"acme/x.jsonl"} == paths(scanner.scan(known, remembered))
+
+
+def test_notes_are_bounded_for_each_client_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links cost a client nothing to make, and must not hide what others did."""
+    monkeypatch.setattr(scanner, "CLIENT_NOTED_MAX", 3)
+    (tmp_path / "flood").mkdir()
     for number in range(10):
-        (tmp_path / f"{number}.jsonl").symlink_to("x")
+        (tmp_path / "flood" / f"{number}.jsonl").symlink_to("x")
+    (tmp_path / "l.jsonl").symlink_to("x")
+    write(tmp_path, "flood/x.jsonl.gz")
 
     got = Scanner(tmp_path, INCLUDE).scan()
 
-    assert (3, 7) == (len(got.skipped), got.skipped_cut)
+    assert 5 == len(got.skipped)
+    assert {Skipped("l.jsonl", "symlink"), Skipped("flood/x.jsonl.gz", "compressed")} <= {
+        *got.skipped
+    }
+    assert {"symlink": 11, "compressed": 1} == got.skipped_counts
+
+
+def test_unreadable_directories_of_a_client_become_one_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand of them must not keep others' files from being known as gone."""
+    monkeypatch.setattr(scanner, "CLIENT_NOTED_MAX", 3)
+    for number in range(10):
+        write(tmp_path, f"flood/{number}/deep/x.jsonl")
+    write(tmp_path, "calm/too/deep/x.jsonl")
+
+    got = Scanner(tmp_path, INCLUDE, depth_max=2).scan()
+
+    assert {Skipped("flood", "too_many"), Skipped("calm/too/deep", "too_deep")} == {*got.unreadable}
 
 
 def test_a_tree_without_end_is_cut_at_a_depth(tmp_path: Path) -> None:
-    deep = "/".join(["d"] * (scanner.DEPTH_MAX + 1))
+    deep = "/".join(["d"] * 17)
     write(tmp_path, f"{deep}/x.jsonl")
     write(tmp_path, f"{deep[:-2]}/y.jsonl")
 

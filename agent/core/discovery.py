@@ -1,7 +1,7 @@
 """What a scan means: what to open, in which order; what is gone. Pure."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -19,6 +19,8 @@ SkipReason = Literal[
     "permission",
     "gone",
     "too_deep",
+    "too_many",
+    "old",
     "error",
 ]
 
@@ -49,9 +51,11 @@ class Scan(Struct, frozen=True):
     """What one walk met. It says so when it did not see everything.
 
     ``root_problem`` is one word for logs and status, None when the root was read. ``over_limit``
-    counts the unknown files beyond ``source.files_max``; known ones are always in ``files``.
-    ``skipped`` and ``unreadable`` end at a bound of the scanner's, the rest is in their ``_cut``.
-    ``directories`` are those that were read, relative to the root, which is "".
+    counts the unknown files beyond what the limits allow, by client; known ones are always in
+    ``files``. ``skipped`` names a few of each client and reason, ``skipped_counts`` has them all.
+    What lies below a directory among ``unreadable`` was not seen, or not all of it; a client with
+    too many of them is there once, as ``too_many``. ``directories`` are those that were read,
+    relative to the root, which is "".
     """
 
     files: tuple[Seen, ...] = ()
@@ -59,9 +63,79 @@ class Scan(Struct, frozen=True):
     skipped: tuple[Skipped, ...] = ()
     unreadable: tuple[Skipped, ...] = ()
     root_problem: str | None = None
-    over_limit: int = 0
-    skipped_cut: int = 0
-    unreadable_cut: int = 0
+    over_limit: dict[str, int] = {}
+    skipped_counts: dict[SkipReason, int] = {}
+
+
+class Limits(Struct, frozen=True):
+    """How much one scan may take in of files that nobody knows yet."""
+
+    files_max: int = 50_000
+    """Of all clients together, the known ones included."""
+    client_files_max: int = 10_000
+    """Of one client, likewise: none uses up the room of the others alone."""
+
+
+class Admission:
+    """Chooses among the files of one scan: all that are known, of the others what has room.
+
+    Holds at most ``client_files_max`` unknown files of a client, whatever is offered.
+
+    Args:
+        known: The files that are followed.
+        remembered: Inodes of files that were followed once, before a restart too: none of them is
+            too old, and they come first where room is short.
+        oldest_ns: An unknown file that was last written before is passed over; None: none is.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        known: Container[FileKey],
+        remembered: Container[int] = (),
+        oldest_ns: int | None = None,
+    ) -> None:
+        self._limits = limits
+        self._known = known
+        self._remembered = remembered
+        self._oldest_ns = oldest_ns
+        self._taken: list[Seen] = []
+        self._taken_of: defaultdict[str, int] = defaultdict(int)
+        self._new: defaultdict[str, list[Seen]] = defaultdict(list)
+        self._over: defaultdict[str, int] = defaultdict(int)
+
+    def offer(self, seen: Seen) -> bool:
+        """Take note of ``seen``; return False if it is too old to begin with."""
+        if seen.key in self._known:
+            self._taken.append(seen)
+            self._taken_of[seen.client] += 1
+            return True
+        remembered = seen.inode in self._remembered
+        if self._oldest_ns is not None and seen.mtime_ns < self._oldest_ns and not remembered:
+            return False
+        new = self._new[seen.client]
+        if remembered or len(new) < self._limits.client_files_max:
+            new.append(seen)
+        else:
+            self._over[seen.client] += 1
+        return True
+
+    def result(self) -> tuple[tuple[Seen, ...], dict[str, int]]:
+        """Return the files to take, and by client how many others there are.
+
+        Where ``files_max`` is short, clients with few files get them all, the others as many each.
+        """
+        taken, over = [*self._taken], self._over.copy()
+        room, clients = self._limits.files_max - len(taken), len(self._new)
+        for client, new in sorted(self._new.items(), key=lambda item: len(item[1])):
+            own = self._limits.client_files_max - self._taken_of[client]
+            share = max(0, min(own, room // clients))
+            if share < len(new):
+                new.sort(key=lambda s: s.inode not in self._remembered)
+                over[client] += len(new) - share
+            taken += new[:share]
+            room, clients = room - len(new[:share]), clients - 1
+        return tuple(taken), dict(over)
 
 
 Why = Literal["new", "grown", "shrunk", "touched", "renamed"]
@@ -122,9 +196,14 @@ def _why(before: Seen | None, now: Seen) -> Why | None:
 
 
 def _missed(before: Seen, scan: Scan) -> bool:
-    if scan.root_problem is not None or scan.unreadable_cut:
+    if scan.root_problem is not None:
         return False
-    return not any(before.path.startswith(f"{d.path}/") for d in scan.unreadable)
+    return not any(is_below(before.path, directory.path) for directory in scan.unreadable)
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Return whether ``path`` lies in ``directory``, however deep; the root is ""."""
+    return not directory or path.startswith(f"{directory}/")
 
 
 def client_of(path: str, depth: int) -> str:

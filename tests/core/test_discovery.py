@@ -1,8 +1,20 @@
+from collections import Counter
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.core.discovery import Scan, Seen, Skipped, client_of, plan, printable
+from agent.core.discovery import (
+    Admission,
+    FileKey,
+    Limits,
+    Scan,
+    Seen,
+    Skipped,
+    client_of,
+    plan,
+    printable,
+)
 
 SEEN = st.builds(
     Seen,
@@ -105,3 +117,70 @@ def test_a_client_is_made_of_directories_only() -> None:
     assert "a" == client_of("a/b/c.jsonl", 1)
     assert "a/b" == client_of("a/b/c.jsonl", 5)
     assert r"\xff\n" == client_of("\udcff\n/c.jsonl", 1)
+
+
+OFFERED = st.lists(
+    st.builds(
+        Seen,
+        path=st.just("p"),
+        client=st.sampled_from("abc"),
+        inode=st.integers(1, 60),
+        device=st.just(1),
+        size=st.just(1),
+        mtime_ns=st.integers(0, 9),
+    ),
+    max_size=60,
+    unique_by=lambda seen: seen.inode,
+)
+
+
+@settings(max_examples=500)
+@given(OFFERED, st.sets(st.integers(1, 60)), st.sets(st.integers(1, 60)), st.data())
+def test_what_a_scan_takes_in_is_bounded_and_accounted_for(
+    offered: list[Seen], known: set[int], remembered: set[int], data: st.DataObject
+) -> None:
+    """Known files always; of the others no more than fit, of one client neither; old ones not.
+    Each file is taken, too old, or counted."""
+    limits = Limits(data.draw(st.integers(1, 40)), data.draw(st.integers(1, 20)))
+    oldest_ns = data.draw(st.none() | st.integers(0, 9))
+    keys: set[FileKey] = {(1, inode) for inode in known}
+    admission = Admission(limits, keys, remembered, oldest_ns)
+
+    old = [seen for seen in offered if not admission.offer(seen)]
+    taken, over = admission.result()
+
+    assert len(offered) == len(old) + len(taken) + sum(over.values())
+    assert {s.key for s in offered} & keys <= {s.key for s in taken}
+    new = [s for s in taken if s.key not in keys]
+    assert not new or len(taken) <= limits.files_max
+    for client in {s.client for s in new}:
+        assert sum(s.client == client for s in taken) <= limits.client_files_max
+        passed_over = {s.inode for s in offered if s.client == client} - {s.inode for s in taken}
+        if passed_over & remembered:
+            assert {s.inode for s in new if s.client == client} <= remembered
+    assert not {s.inode for s in old} & (known | remembered)
+    assert all(oldest_ns is not None and s.mtime_ns < oldest_ns for s in old)
+
+
+def test_where_room_is_short_clients_with_few_files_get_them_all() -> None:
+    def seen(client: str, inode: int) -> Seen:
+        return Seen("p", client, inode, 1, 1, 0)
+
+    admission = Admission(Limits(files_max=10), set())
+    for inode in range(100):
+        admission.offer(seen("flood", inode))
+        admission.offer(seen("too", 1000 + inode))
+    for inode in range(2):
+        admission.offer(seen("calm", 2000 + inode))
+
+    taken, over = admission.result()
+
+    assert {"flood": 4, "too": 4, "calm": 2} == Counter(s.client for s in taken)
+    assert {"flood": 96, "too": 96} == over
+
+
+def test_nothing_is_gone_where_the_root_was_not_read_to_its_end() -> None:
+    before = Seen("a/x", "a", 1, 1, 1, 0)
+
+    assert () == plan({before.key: before}, Scan(unreadable=(Skipped("", "too_many"),))).gone
+    assert (before,) == plan({before.key: before}, Scan(unreadable=(Skipped("b", "old"),))).gone
