@@ -9,11 +9,11 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from agent.clock import Clock, wait_event
-from agent.core.discovery import Scan
+from agent.core.discovery import Scan, SkipReason
 from agent.intake import Intake
 from agent.scanner import Scanner
 from agent.telemetry import event
-from agent.watcher import Watcher
+from agent.watcher import Problem, Watcher
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,10 @@ SCAN_GAP_S = 0.05
 """Between two scans that hints asked for, so that a storm of new files costs one scan."""
 SCAN_BLIND_S = 0.5
 """Between two scans where the kernel gives no hints."""
+SCAN_REST = 4
+"""As many times as long as a scan took is nothing scanned: names cost a client nothing to make."""
+UNREMARKABLE: frozenset[SkipReason] = frozenset({"compressed", "old", "gone"})
+"""Skipped as configured, or a moment too late."""
 
 
 class Rounds:
@@ -48,6 +52,7 @@ class Rounds:
         self._executor = executor
         self._interval_s = interval_s
         self._clock = clock
+        self._remarks = _Remarks()
         self._hinted = asyncio.Event()
         self._watcher = Watcher(root, on_data=intake.hint, on_change=self._hinted.set)
 
@@ -55,21 +60,24 @@ class Rounds:
         while True:
             self._hinted.clear()
             self._watcher.start(asyncio.get_running_loop())
+            began_s = self._clock.monotonic()
             scan = await self.scan()
-            for directory in scan.directories:
-                self._watcher.watch_directory(directory)
-            await self._clock.sleep(SCAN_GAP_S)
-            blind = self._watcher.problem is not None
-            await wait_event(
-                self._hinted, min(self._interval_s, SCAN_BLIND_S) if blind else self._interval_s
+            self._watcher.watch_all(scan.directories)
+            problem = self._watcher.problem
+            pause_s = self._interval_s if problem is None else min(self._interval_s, SCAN_BLIND_S)
+            self._remarks.watched(problem, pause_s)
+            await self._clock.sleep(
+                max(SCAN_GAP_S, SCAN_REST * (self._clock.monotonic() - began_s))
             )
+            await wait_event(self._hinted, pause_s)
 
     async def scan(self) -> Scan:
         """Look once, hand what was met to the intake, and say when the root changed its state."""
-        known = self._intake.known
+        known, remembered = self._intake.known, self._intake.remembered
         loop = asyncio.get_running_loop()
-        scan = await loop.run_in_executor(self._executor, self._scanner.scan, known)
+        scan = await loop.run_in_executor(self._executor, self._scanner.scan, known, remembered)
         await self._intake.take_in(scan)
+        self._remarks.scanned(scan)
         if scan.root_problem != self.root_problem:
             self.root_problem = scan.root_problem
             level = logging.INFO if scan.root_problem is None else logging.WARNING
@@ -84,3 +92,41 @@ class Rounds:
 
     def close(self) -> None:
         self._watcher.close()
+
+
+class _Remarks:
+    """Says what is wrong once, for as long as it lasts."""
+
+    def __init__(self) -> None:
+        self._problem: Problem | None = None
+        self._skipped: set[tuple[str, SkipReason]] = set()
+        self._unreadable: set[tuple[str, SkipReason]] = set()
+        self._crowded: set[str] = set()
+
+    def watched(self, problem: Problem | None, pause_s: float) -> None:
+        """Take note of why hints do not come. A root that is missing, ``root.scanned`` says."""
+        if problem in {"root_missing", self._problem}:
+            return
+        self._problem = problem
+        if problem is None:
+            event(log, logging.INFO, "watcher.restored")
+        else:
+            event(log, logging.WARNING, "watcher.degraded", problem=problem,
+                  effect="what is written is read after the next scan, not at once",
+                  scan_s=pause_s)  # fmt: skip
+
+    def scanned(self, scan: Scan) -> None:
+        """Take note of what a scan passed over, or could not see."""
+        if scan.root_problem is not None:
+            return
+        skipped = {(s.path, s.reason) for s in scan.skipped if s.reason not in UNREMARKABLE}
+        for path, reason in sorted(skipped - self._skipped):
+            event(log, logging.WARNING, "file.skipped", path=path, reason=reason)
+        unreadable = {(s.path, s.reason) for s in scan.unreadable if s.reason not in UNREMARKABLE}
+        for path, reason in sorted(unreadable - self._unreadable):
+            event(log, logging.WARNING, "directory.unreadable", path=path, reason=reason)
+        for client in sorted(scan.over_limit.keys() - self._crowded):
+            event(log, logging.WARNING, "client.crowded", client=client,
+                  files_not_taken=scan.over_limit[client])  # fmt: skip
+        self._skipped, self._unreadable = skipped, unreadable
+        self._crowded = {*scan.over_limit}

@@ -10,7 +10,7 @@ Nothing runs while nothing happens.
 import asyncio
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +22,14 @@ Problem = Literal[
     "permission",
     "watches_exhausted",
     "instances_exhausted",
+    "queue_overflow",
     "remote_filesystem",
     "unsupported",
 ]
 """Why hints do not come, or not for all: a label. The scan goes on finding everything."""
+
+OVERFLOW_QUIET_S = 10.0
+"""How long the kernel's queue must have held before its hints are relied on again."""
 
 EVERYTHING = None
 """What ``on_data`` is given when events were lost: any file may have grown."""
@@ -76,10 +80,13 @@ class Watcher:
         self._watched: dict[int, str] = {}  # watch descriptor -> directory
         self._drain_later: asyncio.TimerHandle | None = None
         self._problem: Problem | None = None
+        self._overflow_until_s = 0.0
 
     @property
     def problem(self) -> Problem | None:
         """Return why polling is needed, None when hints come."""
+        if self._problem is None and self._loop and self._loop.time() < self._overflow_until_s:
+            return "queue_overflow"
         return self._problem
 
     @property
@@ -104,22 +111,36 @@ class Watcher:
         loop.add_reader(self._fd, self._readable)
         self.watch_directory("")
 
-    def watch_directory(self, relative: str) -> None:
-        """Watch the files of one directory; again is harmless. Its subdirectories are not."""
+    def watch_all(self, directories: Iterable[str]) -> None:
+        """Watch the files of all the directories there are; begin anew if now all have room."""
+        was_full = self._problem == "watches_exhausted"
+        served = [self.watch_directory(directory) for directory in directories]
+        if was_full and self.running and all(served):
+            # The threads of watchdog do not say which directories they had no watch for.
+            self.close()
+            self._on_change()
+
+    def watch_directory(self, relative: str) -> bool:
+        """Watch the files of one directory; again is harmless. Its subdirectories are not.
+
+        Return False if the kernel has no watch left for it.
+        """
         if not self.running:
-            return
+            return False
         # A moved directory keeps its watch: the kernel answers with the one it has, and the new
         # name replaces the old one.
         mask = _MASK | (inotify.IN_DONT_FOLLOW if relative else _ROOT_LEFT)
         try:
             added = inotify.add_watch(self._fd, self._root / relative, mask)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                self._problem = "watches_exhausted"
-            return
+            if error.errno != errno.ENOSPC:
+                return True
+            self._problem = "watches_exhausted"
+            return False
         if self._watched.get(added) != relative:
             self._watched[added] = relative
             self._on_change()  # what was written before the watch stood has no event
+        return True
 
     def close(self) -> None:
         """Stop. No callback comes after it returns."""
@@ -171,6 +192,8 @@ class Watcher:
             elif mask & inotify.IN_MODIFY and directory is not None:
                 written[f"{directory}/{name}" if directory else name] = None
         self._loop.add_reader(self._fd, self._readable)
+        if lost:
+            self._overflow_until_s = self._loop.time() + OVERFLOW_QUIET_S
         hints = [*written, EVERYTHING] if lost else written
         for path in hints:
             if self.running:  # a callback may close us
