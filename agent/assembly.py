@@ -181,6 +181,10 @@ class Parts:
             client_depth=source.client_depth,
             client=source.client,
             files_max=source.files_max,
+            client_files_max=source.client_files_max,
+            depth_max=source.depth_max,
+            ignore_older_s=source.ignore_older_s,
+            clock=self.clock,
         )
 
     def _open(self, path: str) -> Descriptor | Refused:

@@ -1,71 +1,92 @@
-"""What cannot be read, and why: said once, counted by reason, named for who asks.
+"""What gives no lines, and why: said once, counted by reason, named for who asks.
 
 Written in the worker thread, read from the loop's.
 """
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 
-from agent.core.discovery import Scan, printable
+from agent.core.discovery import Scan, Skipped, printable
 from agent.telemetry import UNREADABLE, Metrics, event
 
 log = logging.getLogger(__name__)
 
 NAMED_MAX = 100
 """Of those in ``named``: the counts tell of the rest."""
-QUIET = {"gone", "old"}
-"""Nobody's problem, and what was asked for."""
+QUIET = frozenset({"compressed", "gone", "old"})
+"""As it was asked for, or nobody's problem."""
+
+_Reasons = dict[str, str]  # by path
 
 
 class Refusals:
-    """Paths that gave no lines. A path is said again when its reason changes."""
+    """Names below the root that gave no lines. One is said again when its reason changes.
+
+    Attributes:
+        count: How many there are, as of the last scan.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._opening: dict[str, tuple[str, str]] = {}  # path -> reason and detail, of an open
-        self._walking: dict[str, tuple[str, str]] = {}  # the same, of the last scan
         self.count = 0
-        """How many there are, as of the last scan."""
+        self._metrics = metrics
+        self._refused: _Reasons = {}  # files that could not be opened or read
+        self._skipped: _Reasons = {}  # the rest is of the last scan
+        self._unreadable: _Reasons = {}
+        self._crowded: set[str] = set()  # clients
 
     def note(self, path: str, reason: str, detail: str = "") -> None:
         """Note that opening or reading ``path`` failed."""
-        if reason in QUIET:
+        if reason in QUIET or self._refused.get(path) == reason:
             return
-        if self._opening.get(path, ("",))[0] != reason:
-            _say(path, reason, detail)
-        self._opening[path] = reason, detail
+        self._refused[path] = reason
+        event(log, logging.WARNING, "file.refused", path=printable(path), reason=reason,
+              detail=detail)  # fmt: skip
 
     def clear(self, path: str) -> None:
         """Note that ``path`` can be read."""
-        self._opening.pop(path, None)
+        self._refused.pop(path, None)
 
     def scanned(self, scan: Scan) -> None:
         """Take what a scan could not or would not look at; forget what it did not meet."""
-        met = {seen.path for seen in scan.files}
-        self._opening = {path: why for path, why in self._opening.items() if path in met}
-        before, self._walking = self._walking, {}
-        for skipped in (*scan.skipped, *scan.unreadable):
-            if skipped.reason not in QUIET:
-                self._walking[skipped.path] = skipped.reason, ""
-                if before.get(skipped.path, ("",))[0] != skipped.reason:
-                    _say(skipped.path, skipped.reason, "")
-        counts: Counter[str] = Counter(scan.skipped_counts)
-        counts.update(directory.reason for directory in scan.unreadable)
-        counts.update(reason for reason, _ in self._opening.values())
-        for reason in UNREADABLE:
-            self._metrics.unreadable.labels(reason).set(counts[reason])
-        self.count = sum(counts[reason] for reason in UNREADABLE)
+        if scan.root_problem is not None:
+            return
+        met = {seen.path for seen in scan.files} if self._refused else ()
+        self._refused = {path: why for path, why in self._refused.items() if path in met}
+        skipped, self._skipped = self._skipped, _reasons(scan.skipped)
+        for path, reason in _new(self._skipped, skipped):
+            event(log, logging.WARNING, "file.skipped", path=path, reason=reason)
+        unreadable, self._unreadable = self._unreadable, _reasons(scan.unreadable)
+        for path, reason in _new(self._unreadable, unreadable):
+            event(log, logging.WARNING, "directory.unreadable", path=path, reason=reason)
+        for client in sorted(scan.over_limit.keys() - self._crowded):
+            event(log, logging.WARNING, "client.crowded", client=client,
+                  files_not_taken=scan.over_limit[client])  # fmt: skip
+        self._crowded = {*scan.over_limit}
+        self._export(scan)
 
     def named(self) -> list[dict[str, str]]:
         """Return the first of them, for people. From any thread."""
-        both = [*self._opening.copy().items(), *self._walking.copy().items()]
+        every = [*self._refused.copy().items(), *self._unreadable.items(), *self._skipped.items()]
         return [
-            {"path": printable(path), "reason": reason, "detail": detail}
-            for path, (reason, detail) in islice(both, NAMED_MAX)
+            {"path": printable(path), "reason": reason} for path, reason in islice(every, NAMED_MAX)
         ]
 
+    def _export(self, scan: Scan) -> None:
+        counts: Counter[str] = Counter(scan.skipped_counts)
+        counts.update(self._refused.values())
+        counts.update(self._unreadable.values())
+        for reason in UNREADABLE:
+            self._metrics.unreadable.labels(reason).set(counts[reason])
+        self.count = sum(counts[reason] for reason in UNREADABLE)
+        self._metrics.files_over_limit.set(sum(scan.over_limit.values()))
 
-def _say(path: str, reason: str, detail: str) -> None:
-    event(log, logging.WARNING, "file.refused", path=printable(path), reason=reason,
-          detail=detail)  # fmt: skip
+
+def _reasons(found: Iterable[Skipped]) -> _Reasons:
+    return {one.path: one.reason for one in found if one.reason not in QUIET}
+
+
+def _new(now: _Reasons, before: _Reasons) -> list[tuple[str, str]]:
+    """Return what was not there, or for another reason; paths as a terminal may show them."""
+    return [(printable(path), why) for path, why in sorted(now.items()) if before.get(path) != why]

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from agent.clock import Clock, wait_event
-from agent.core.discovery import Scan, SkipReason
+from agent.core.discovery import Scan
 from agent.intake import Intake
 from agent.scanner import Scanner
 from agent.telemetry import event
@@ -23,8 +23,6 @@ SCAN_BLIND_S = 0.5
 """Between two scans where the kernel gives no hints."""
 SCAN_REST = 4
 """As many times as long as a scan took is nothing scanned: names cost a client nothing to make."""
-UNREMARKABLE: frozenset[SkipReason] = frozenset({"compressed", "old", "gone"})
-"""Skipped as configured, or a moment too late."""
 
 
 class Rounds:
@@ -52,7 +50,7 @@ class Rounds:
         self._executor = executor
         self._interval_s = interval_s
         self._clock = clock
-        self._remarks = _Remarks()
+        self._problem: Problem | None = None  # of the watcher, as last said
         self._hinted = asyncio.Event()
         self._watcher = Watcher(root, on_data=intake.hint, on_change=self._hinted.set)
 
@@ -65,7 +63,7 @@ class Rounds:
             self._watcher.watch_all(scan.directories)
             problem = self._watcher.problem
             pause_s = self._interval_s if problem is None else min(self._interval_s, SCAN_BLIND_S)
-            self._remarks.watched(problem, pause_s)
+            self._say(problem, pause_s)
             await self._clock.sleep(
                 max(SCAN_GAP_S, SCAN_REST * (self._clock.monotonic() - began_s))
             )
@@ -77,7 +75,6 @@ class Rounds:
         loop = asyncio.get_running_loop()
         scan = await loop.run_in_executor(self._executor, self._scanner.scan, known, remembered)
         await self._intake.take_in(scan)
-        self._remarks.scanned(scan)
         if scan.root_problem != self.root_problem:
             self.root_problem = scan.root_problem
             level = logging.INFO if scan.root_problem is None else logging.WARNING
@@ -93,18 +90,8 @@ class Rounds:
     def close(self) -> None:
         self._watcher.close()
 
-
-class _Remarks:
-    """Says what is wrong once, for as long as it lasts."""
-
-    def __init__(self) -> None:
-        self._problem: Problem | None = None
-        self._skipped: set[tuple[str, SkipReason]] = set()
-        self._unreadable: set[tuple[str, SkipReason]] = set()
-        self._crowded: set[str] = set()
-
-    def watched(self, problem: Problem | None, pause_s: float) -> None:
-        """Take note of why hints do not come. A root that is missing, ``root.scanned`` says."""
+    def _say(self, problem: Problem | None, pause_s: float) -> None:
+        """Say once why hints do not come. A root that is missing, ``root.scanned`` says."""
         if problem in {"root_missing", self._problem}:
             return
         self._problem = problem
@@ -114,19 +101,3 @@ class _Remarks:
             event(log, logging.WARNING, "watcher.degraded", problem=problem,
                   effect="what is written is read after the next scan, not at once",
                   scan_s=pause_s)  # fmt: skip
-
-    def scanned(self, scan: Scan) -> None:
-        """Take note of what a scan passed over, or could not see."""
-        if scan.root_problem is not None:
-            return
-        skipped = {(s.path, s.reason) for s in scan.skipped if s.reason not in UNREMARKABLE}
-        for path, reason in sorted(skipped - self._skipped):
-            event(log, logging.WARNING, "file.skipped", path=path, reason=reason)
-        unreadable = {(s.path, s.reason) for s in scan.unreadable if s.reason not in UNREMARKABLE}
-        for path, reason in sorted(unreadable - self._unreadable):
-            event(log, logging.WARNING, "directory.unreadable", path=path, reason=reason)
-        for client in sorted(scan.over_limit.keys() - self._crowded):
-            event(log, logging.WARNING, "client.crowded", client=client,
-                  files_not_taken=scan.over_limit[client])  # fmt: skip
-        self._skipped, self._unreadable = skipped, unreadable
-        self._crowded = {*scan.over_limit}

@@ -1,9 +1,9 @@
 """Files that grow while their descriptor shows nothing of it. Lives in the worker thread.
 
-Some file systems give two answers about one file: an overlay, whose lower file was open when the
-first write copied it up, shows that old file to the descriptor for ever; a network file system may
-keep an old size. Then only opening the path again helps. Nothing else makes a file stuck: one that
-waits for its turn, for room, or for the end of a line has been seen to its end, or is about to be.
+Some file systems give two answers about one file: a network file system may keep an old size, and
+an overlay (before Linux 4.19) showed a lower file for ever to who had it open when it was copied
+up. Then only opening the path again helps. Nothing else makes a file stuck: one that waits for its
+turn, for room, or for the end of a line has been seen to its end, or is about to be.
 """
 
 import logging

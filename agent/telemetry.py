@@ -18,7 +18,6 @@ from agent.core.reasons import REASONS
 
 SINKS = ("events", "dead_letters")
 UNREADABLE = (
-    "compressed",
     "error",
     "links",
     "not_regular",
@@ -146,6 +145,10 @@ class Metrics:
         self.files = self._gauge("files", "Known files.", state=FILE_STATES)
         self.unreadable = self._gauge(
             "unreadable", "Names and directories that give no lines, by reason.", reason=UNREADABLE
+        )
+        self.files_over_limit = self._gauge(
+            "files_over_limit",
+            "Files not read, for there are more than source allows.",
         )
         self.held_bytes = self._gauge(
             "held_bytes", "Bytes of deleted files that are kept, for they are not read to the end."

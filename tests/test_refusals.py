@@ -8,10 +8,8 @@ from prometheus_client import CollectorRegistry
 
 from agent import opener
 from agent.core.discovery import Scan, Seen, Skipped, SkipReason
-from agent.refusals import Refusals
+from agent.refusals import QUIET, Refusals
 from agent.telemetry import UNREADABLE, Metrics
-
-GONE = {"gone"}
 
 
 @pytest.fixture
@@ -35,24 +33,31 @@ def count(metrics: Metrics, reason: str) -> float:
 def test_every_reason_has_its_series() -> None:
     """Or a reason would appear in the metrics only once it is too late to see its beginning."""
     reasons = {*get_args(SkipReason), *get_args(opener.Reason)}
-    assert reasons - GONE == set(UNREADABLE)
+    assert reasons - QUIET == set(UNREADABLE)
 
 
 def test_one_file_is_said_once_for_one_reason(
     refusals: Refusals, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scan = Scan(files=(seen("acme/a.jsonl"),), skipped=(Skipped("acme/x.jsonl", "symlink"),))
+    scan = Scan(
+        files=(seen("acme/a.jsonl"),),
+        skipped=(Skipped("acme/x.jsonl", "symlink"),),
+        unreadable=(Skipped("acme/d", "too_many"),),
+        over_limit={"acme": 3},
+    )
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             refusals.note("acme/a.jsonl", "permission", "EACCES")
             refusals.scanned(scan)
         refusals.note("acme/a.jsonl", "links", "2 names")
 
-    said = [(r.fields["path"], r.fields["reason"]) for r in caplog.records]  # type: ignore[attr-defined]
+    said = [(r.getMessage(), *r.fields.values()) for r in caplog.records]  # type: ignore[attr-defined]
     assert [
-        ("acme/a.jsonl", "permission"),
-        ("acme/x.jsonl", "symlink"),
-        ("acme/a.jsonl", "links"),
+        ("file.refused", "acme/a.jsonl", "permission", "EACCES"),
+        ("file.skipped", "acme/x.jsonl", "symlink"),
+        ("directory.unreadable", "acme/d", "too_many"),
+        ("client.crowded", "acme", 3),
+        ("file.refused", "acme/a.jsonl", "links", "2 names"),
     ] == said
 
 
@@ -80,6 +85,17 @@ def test_a_file_that_vanished_before_it_was_opened_is_no_problem(refusals: Refus
 def test_names_are_shown_so_that_they_break_no_terminal(refusals: Refusals) -> None:
     refusals.note("acme/\x1b[2J\n.jsonl", "permission")
 
-    assert [{"path": r"acme/\x1b[2J\n.jsonl", "reason": "permission", "detail": ""}] == (
-        refusals.named()
-    )
+    assert [{"path": r"acme/\x1b[2J\n.jsonl", "reason": "permission"}] == (refusals.named())
+
+
+def test_what_comes_back_is_said_again(
+    refusals: Refusals, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But not what is left out as configured, or went a moment too early."""
+    quiet = tuple(Skipped(f"acme/{why}", why) for why in ("compressed", "gone", "old"))  # type: ignore[arg-type]
+    linked = Scan(skipped=(Skipped("acme/x.jsonl", "symlink"), *quiet))
+    with caplog.at_level(logging.WARNING):
+        for scan in (linked, linked, Scan(), linked):
+            refusals.scanned(scan)
+
+    assert ["file.skipped"] * 2 == [r.getMessage() for r in caplog.records]

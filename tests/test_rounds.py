@@ -218,36 +218,6 @@ async def test_an_overflow_is_said_once_however_often_it_comes(
     assert ["queue_overflow", "restored"] == watching(caplog)
 
 
-async def test_what_is_passed_over_is_said_once(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """And again only after it was gone in between."""
-    link = root / "acme" / "l.jsonl"
-    link.symlink_to("/etc/shadow")
-    os.mkfifo(root / "acme" / "f.jsonl")
-    (root / "acme" / "x.jsonl.gz").touch()
-    for number in range(3):
-        (root / "flood" / f"{number}").mkdir(parents=True)
-        (root / "flood" / f"{number}.jsonl").touch()
-    limits = {"client_files_max": 2, "depth_max": 1}
-    async with rounds(root, 0.05, **limits) as taker:
-        await taker.scans(3)
-        link.unlink()
-        await taker.scans(3)
-        link.symlink_to("/etc/shadow")
-        await taker.scans(3)
-
-    links = [("acme/l.jsonl", "symlink")] * 2
-    skipped = [(entry["path"], entry["reason"]) for entry in said(caplog, "file.skipped")]
-    assert [("acme/f.jsonl", "not_regular"), *links] == skipped
-    unreadable = [entry["path"] for entry in said(caplog, "directory.unreadable")]
-    assert ["flood/0", "flood/1", "flood/2"] == unreadable
-    crowded = [
-        (entry["client"], entry["files_not_taken"]) for entry in said(caplog, "client.crowded")
-    ]
-    assert [("flood", 1)] == crowded
-
-
 async def test_a_tree_that_never_rests_is_not_scanned_without_end(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

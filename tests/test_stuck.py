@@ -19,7 +19,7 @@ LINE = b'{"n":1}\n'
 
 
 class Frozen(Descriptor):
-    """Shows the file as it was when it was opened, as a descriptor of an overlay's lower file."""
+    """Shows the file as it was when it was opened, as a network file system may."""
 
     def __init__(self, opened: Descriptor) -> None:
         super().__init__(os.dup(opened._fd))
