@@ -5,15 +5,17 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from hashlib import sha256
 from typing import TypeVar
 
 from msgspec.structs import replace
 
 from agent import __version__, wire
+from agent.audit import Audit
 from agent.builders import Builders, Stream, Topic, repartition
 from agent.chunk import Chunker, ChunkPolicy
 from agent.clock import Clock
-from agent.config import Config
+from agent.config import Config, as_yaml
 from agent.core.batch import Batch, Pace
 from agent.core.breaker import Breaker
 from agent.core.delivery import Delivery
@@ -46,6 +48,12 @@ class Parts:
         self.metrics = metrics
         self.codec = wire.codec(config.kafka.compression, config.kafka.compression_level)
         self.pace = Pace(config.batch)
+        self.audit = Audit(
+            config.agent.state_dir / "audit.jsonl",
+            dead_letters=metrics.dead_letters,
+            clock=clock,
+            metrics=metrics,
+        )
 
     def outlet(
         self,
@@ -73,6 +81,7 @@ class Parts:
             quiet=quiet,
             settled=settled,
             refused=refused,
+            note=self.audit.note,
             clock=self.clock,
             metrics=self.metrics,
         )
@@ -206,3 +215,8 @@ class Parts:
             return do(root)
         finally:
             os.close(root)
+
+
+def config_hash(config: Config) -> str:
+    """Return the SHA-256 of what ``feedback-agent check`` prints, secrets masked."""
+    return sha256(as_yaml(config).encode()).hexdigest()

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from agent import __version__, config
-from agent.errors import EXIT_INVARIANT, EXIT_USAGE, AgentError
+from agent.errors import EXIT_FOUND, EXIT_INVARIANT, EXIT_OK, EXIT_USAGE, AgentError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ Examples:
   feedback-agent demo
   feedback-agent check --config config.yaml
   feedback-agent run --config config.yaml
+  feedback-agent audit verify
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
 
 \b
@@ -166,6 +167,62 @@ def demo(seconds: float | None, lines: int | None) -> int:
     options = {"seconds": seconds, "lines": lines}
     code: int = show.main(**{k: v for k, v in options.items() if v is not None})
     return code
+
+
+@main.group()
+def audit() -> None:
+    """Check or print the audit log, docs/audit.md. PATH: audit.jsonl of the configuration."""
+
+
+@audit.command("verify")
+@CONFIG
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--head", metavar="HASH", help="One seen before: it must be in the chain.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def audit_verify(
+    config_path: Path | None, path: Path | None, head: str | None, as_json: bool
+) -> int:
+    """Check the chain through all files. Exit code 1 if it is broken.
+
+    \b
+    Examples:
+      feedback-agent audit verify --config config.yaml
+      feedback-agent audit verify /var/lib/feedback-agent/audit.jsonl --json
+    """
+    from agent import verify_audit
+
+    verdict = verify_audit.verify(path or _audit_path(config_path), head)
+    if as_json:
+        click.echo(_json(verdict))
+    else:
+        colour = {"whole": "green", "broken": "red"}
+        for heading, text in verify_audit.table(verdict):
+            click.echo(f"{click.style(f'{heading:<12}', fg=colour.get(heading))} {text}")
+    return EXIT_OK if verdict.whole else EXIT_FOUND
+
+
+@audit.command("show")
+@CONFIG
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--since", metavar="TIME", help="From then on, as 2026-01-31 or 2026-01-31T12:00Z.")
+@click.option("--event", metavar="NAME", help="As file.refused, or file for all of them.")
+def audit_show(
+    config_path: Path | None, path: Path | None, since: str | None, event: str | None
+) -> None:
+    """Print the records as JSON lines, oldest first. Checks nothing.
+
+    \b
+    Examples:
+      feedback-agent audit show --event agent --since 2026-01-31
+    """
+    from agent import verify_audit
+
+    for record in verify_audit.records(path or _audit_path(config_path), since, event):
+        click.echo(msgspec.json.encode(record))
+
+
+def _audit_path(config_path: Path | None) -> Path:
+    return _load(config_path).agent.state_dir / "audit.jsonl"
 
 
 def _json(value: object) -> str:

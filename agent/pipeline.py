@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from agent import __version__
 from agent.admin import Admin
-from agent.assembly import Parts
+from agent.assembly import Parts, config_hash
 from agent.checkpoints import Checkpointer
 from agent.clock import Clock, SystemClock, wait_event
 from agent.config import Config
@@ -83,6 +83,7 @@ class _Pipeline:
         self._metrics = Metrics(self._registry)
         self._in_flight = InFlight(config.in_flight)
         self._parts = Parts(config, self._clock, self._metrics)
+        self._note = self._parts.audit.note
         self._spool = spool
         self._reader = threads.worker
         self._writer = threads.writer
@@ -125,6 +126,17 @@ class _Pipeline:
     # ---- the life of one run
 
     async def run(self) -> int:
+        """Run, with the audit log around everything else."""
+        self._note("agent.started", version=__version__, node=self._config.node,
+                   config_hash=config_hash(self._config))  # fmt: skip
+        self._parts.audit.start()
+        try:
+            return await self._run()
+        finally:
+            self._note("agent.stopped", unsettled_events=self._in_flight.events)
+            await self._parts.audit.close()
+
+    async def _run(self) -> int:
         admin, running = self._admin(), asyncio.current_task()
         assert running is not None
         abandoned = False
@@ -263,6 +275,7 @@ class _Pipeline:
             in_flight=InFlight(self._config.in_flight),
             settle=self._checkpointer.settle,
             changed=lambda: self._intake.wake(),  # noqa: PLW0108 - it is made after this
+            note=self._note,
             metrics=self._metrics,
         )
         self._checkpointer.tell(way.ledger, way.moved)

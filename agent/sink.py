@@ -11,7 +11,9 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 from agent.clock import Clock, wait_event
+from agent.core.auditing import Note, unheard
 from agent.core.batch import Batch
+from agent.core.breaker import State
 from agent.core.delivery import (
     UNANSWERED,
     Action,
@@ -77,6 +79,7 @@ class Outlet:
         settled: Called once for each batch that Kafka has, with its first ``kafka_offset`` and
             the seconds from being handed over to the acknowledgement.
         refused: Called once for a single record that Kafka will never take, with the reason.
+        note: Of the audit log.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Outlet:
         quiet: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         settled: Callable[[Batch, int, float], None],
         refused: Callable[[Batch, str], None],
+        note: Note = unheard,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -101,6 +105,7 @@ class Outlet:
         self._quiet = quiet
         self._settled = settled
         self._refused = refused
+        self._note = note
         self._clock = clock
         self._metrics = metrics
         self._sink: Sink | None = None
@@ -109,6 +114,7 @@ class Outlet:
         self._broken: BaseException | None = None
         self._wake = asyncio.Event()
         self._said: str | None = "not connected yet"
+        self._noted = State.CLOSED
 
     def admit(self, batch: Batch) -> None:
         self.empty.clear()
@@ -179,6 +185,7 @@ class Outlet:
                     self._spawn(self._drop_sink())
         if not self.delivery.queued:
             self.empty.set()
+        self._note_breaker()
         self._wake.set()
 
     def _spawn(self, work: Awaitable[None]) -> None:
@@ -212,6 +219,7 @@ class Outlet:
         sink, self._sink = self._sink, None
         assert sink is not None
         self._metrics.producer_retirements.labels(self.name).inc()
+        self._note("producer.retired", sink=self.name, reason=self.delivery.reason)
         self._dropping = asyncio.current_task()
         for task in self._tasks:  # all but this one are sends of this sink: their fate is unknown
             if task is not self._dropping:
@@ -251,3 +259,10 @@ class Outlet:
             event(log, logging.INFO, "sink.up", sink=self.name)
         else:
             event(log, logging.WARNING, "sink.down", sink=self.name, reason=reason, detail=detail)
+
+    def _note_breaker(self) -> None:
+        state = self.delivery.breaker.state
+        if state is not self._noted:
+            self._noted = state
+            reason = self.delivery.reason
+            self._note("breaker.changed", sink=self.name, state=state.value, reason=reason)

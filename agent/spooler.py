@@ -16,6 +16,7 @@ from itertools import takewhile
 from typing import NamedTuple, Protocol, TypeVar
 
 from agent.clock import wait_event
+from agent.core.auditing import Note, unheard
 from agent.core.batch import Batch
 from agent.core.ledger import Chunk, Ledger, Row
 from agent.core.quota import InFlight
@@ -68,6 +69,7 @@ class Spooler:
         in_flight: What was read from the spool, as what was read from files.
         settle: Called with the chunks of each batch that is on disk.
         changed: Called when there may be something to read again, from files or from here.
+        note: Of the audit log.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Spooler:
         in_flight: InFlight,
         settle: Callable[[Iterable[Chunk]], None],
         changed: Callable[[], None],
+        note: Note = unheard,
         metrics: Metrics,
     ) -> None:
         self.outlet = outlet
@@ -93,6 +96,7 @@ class Spooler:
         self._rules = rules
         self._settle = settle
         self._changed = changed
+        self._note = note
         self._metrics = metrics
         self._tail = Tail(rules.tail_share)
         self._incoming: list[Batch] = []
@@ -295,6 +299,7 @@ class Spooler:
         if dropped:
             event(log, logging.ERROR, "spool.dropped", sink=self.outlet.name, records=dropped,
                   limit=self.full)  # fmt: skip
+            self._note("spool.dropped", sink=self.outlet.name, records=dropped)
         return dropped > 0
 
     def _say(self, mode: Mode) -> None:
@@ -304,10 +309,14 @@ class Spooler:
         level = logging.WARNING if mode is Mode.SPOOLING else logging.INFO
         event(log, level, "spool.mode", sink=self.outlet.name, mode=mode.value,
               reason=self.outlet.delivery.outage, spooled_records=self.spooled_records)  # fmt: skip
+        self._note("spool.mode", sink=self.outlet.name, mode=mode.value,
+                   reason=self.outlet.delivery.outage)  # fmt: skip
         self._changed()
 
     def _count(self) -> None:
         lost, self._lost = self._queue.lost - self._lost, self._queue.lost
         self._metrics.spool_lost.labels(self.outlet.name).inc(lost)
+        if lost:
+            self._note("spool.lost", sink=self.outlet.name, records=lost)
         self._metrics.spool_records.labels(self.outlet.name).set(self._queue.records)
         self._metrics.spool_bytes.labels(self.outlet.name).set(self._queue.bytes)

@@ -172,6 +172,9 @@ class Metrics:
             "throttled_seconds", "How long brokers asked to be left alone (quotas).", sink=SINKS
         )
         self.sink_up = self._gauge("sink_up", "1 while Kafka answers, else 0.", sink=SINKS)
+        self.audit_failures = self._counter(
+            "audit_failures", "Writes of the audit log that failed; notes wait meanwhile."
+        )
         self.generations = self._counter(
             "generations", "Files that started over, by cause.", cause=CAUSES
         )
@@ -185,6 +188,11 @@ class Metrics:
             __version__
         ).set(1)
         ProcessCollector(registry=registry)  # process_resident_memory_bytes, process_open_fds
+
+    def dead_letters(self) -> dict[str, int]:
+        """Return how many lines became dead letters so far, by reason."""
+        (family,) = self.lines_rejected.collect()
+        return {sample.labels["reason"]: int(sample.value) for sample in family.samples}
 
     def _counter(self, name: str, meaning: str, **labels: tuple[str, ...]) -> Counter:
         made = Counter(f"feedback_agent_{name}", meaning, list(labels), registry=self._registry)
