@@ -121,8 +121,8 @@ class Audit:
                 await self._open(file)
             while noted := self._first():
                 self._done(await file.append([self._entry(note) for note in noted]))
+                await self._sync(file, now=self._failing is not False)
                 self._succeeded(file)
-                await self._sync(file)
             await self._sync(file, now=ending)
             if ending:
                 await file.close()
