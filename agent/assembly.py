@@ -49,7 +49,9 @@ class Parts:
         self.codec = wire.codec(config.kafka.compression, config.kafka.compression_level)
         self.pace = Pace(config.batch)
         self.audit = Audit(
-            config.agent.state_dir / "audit.jsonl",
+            config.audit_path if config.audit.enabled else None,
+            bytes_max=config.audit.bytes_max,
+            files_max=config.audit.files_max,
             dead_letters=metrics.dead_letters,
             clock=clock,
             metrics=metrics,
@@ -140,9 +142,11 @@ class Parts:
                 source.delete_after_s,
                 source.include,
                 Remove(self._remove_file, self._remove_directory),
+                note=self.audit.note,
                 clock=self.clock,
                 metrics=self.metrics,
             ),
+            note=self.audit.note,
             clock=self.clock,
             turns=Turns(limits, self.clock, self.metrics),
             metrics=self.metrics,

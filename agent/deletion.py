@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from agent.clock import Clock
+from agent.core.auditing import Note, unheard
 from agent.core.deletion import childless, deletable
 from agent.core.discovery import FileKey, Scan, Seen, printable
 from agent.core.identity import Birth
@@ -31,6 +32,7 @@ class Deletion:
 
     Args:
         include: The patterns of ``source.include``, which say what a rotated file is called.
+        note: Of the audit log.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Deletion:
         include: Iterable[str],
         remove: Remove,
         *,
+        note: Note = unheard,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self._after_s = after_s
         self._include = tuple(include)
         self._remove = remove
+        self._note = note
         self._clock = clock
         self._metrics = metrics
         self._due: dict[FileKey, Seen] = {}  # as the last scan met them, settled to their end
@@ -79,6 +83,8 @@ class Deletion:
             self._metrics.deleted_bytes.inc(seen.size)
             event(log, logging.INFO, "file.deleted", path=path, client=row.client,
                   source=row.source_id, size=seen.size)  # fmt: skip
+            self._note("file.deleted", path=seen.path, client=row.client, source=row.source_id,
+                       size=seen.size, why="source.delete_after_s")  # fmt: skip
             return
         self._due[seen.key] = seen
         if self._refused.get(seen.key) != refused.reason:
@@ -90,6 +96,7 @@ class Deletion:
         for path in sorted(childless(scan.directories, (seen.path for seen in scan.files))):
             if self._remove.directory(path, before_s):
                 event(log, logging.INFO, "directory.deleted", path=printable(path))
+                self._note("directory.deleted", path=path)
 
 
 def _busy(followed: Followed) -> bool:

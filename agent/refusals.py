@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
+from agent.core.auditing import Note, unheard
 from agent.core.discovery import Scan, Skipped, printable
 from agent.telemetry import UNREADABLE, Metrics, event
 
@@ -24,25 +25,30 @@ _Reasons = dict[str, str]  # by path
 class Refusals:
     """Names below the root that gave no lines. One is said again when its reason changes.
 
+    Args:
+        note: Of the audit log.
+
     Attributes:
         count: How many there are, as of the last scan.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, note: Note = unheard) -> None:
         self.count = 0
+        self._note = note
         self._metrics = metrics
         self._refused: _Reasons = {}  # files that could not be opened or read
         self._skipped: _Reasons = {}  # the rest is of the last scan
         self._unreadable: _Reasons = {}
         self._crowded: set[str] = set()  # clients
 
-    def note(self, path: str, reason: str, detail: str = "") -> None:
+    def refuse(self, path: str, reason: str, detail: str = "") -> None:
         """Note that opening or reading ``path`` failed."""
         if reason in QUIET or self._refused.get(path) == reason:
             return
         self._refused[path] = reason
         event(log, logging.WARNING, "file.refused", path=printable(path), reason=reason,
               detail=detail)  # fmt: skip
+        self._note("file.refused", path=path, reason=reason, detail=detail)
 
     def clear(self, path: str) -> None:
         """Note that ``path`` can be read."""
@@ -57,9 +63,11 @@ class Refusals:
         skipped, self._skipped = self._skipped, _reasons(scan.skipped)
         for path, reason in _new(self._skipped, skipped):
             event(log, logging.WARNING, "file.skipped", path=path, reason=reason)
+            self._note("file.refused", path=path, reason=reason, detail="")
         unreadable, self._unreadable = self._unreadable, _reasons(scan.unreadable)
         for path, reason in _new(self._unreadable, unreadable):
             event(log, logging.WARNING, "directory.unreadable", path=path, reason=reason)
+            self._note("file.refused", path=path, reason=reason, detail="")
         for client in sorted(scan.over_limit.keys() - self._crowded):
             event(log, logging.WARNING, "client.crowded", client=client,
                   files_not_taken=scan.over_limit[client])  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable, Container
 
 from agent.clients import Clients
 from agent.clock import Clock
+from agent.core.auditing import Note, unheard
 from agent.core.discovery import FileKey, Found, Scan, Seen, plan
 from agent.core.identity import Change, Checkpoint, Readable
 from agent.core.lines import Piece
@@ -50,12 +51,13 @@ class Sources:
         start_at_end: bool,
         turns: Turns,
         deletion: Deletion,
+        note: Note = unheard,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self.registry = registry
         self.turns = turns
-        self.refusals = Refusals(metrics)
+        self.refusals = Refusals(metrics, note)
         self.clients = Clients(metrics)
         self._open_file = open_file
         self._line_bytes_max = line_bytes_max
@@ -63,6 +65,7 @@ class Sources:
         self._start_at_end = start_at_end
         self._scanned = False
         self._metrics = metrics
+        self._note = note
         self._by_key: dict[FileKey, Followed] = {}
         self._by_path: dict[str, Followed] = {}
         self._openings: deque[Found] = deque()
@@ -109,7 +112,7 @@ class Sources:
         self._start_at_end = False
         self.registry.scanned(new)
         for seen in todo.linked:
-            self.refusals.note(seen.path, "links", "another name of a file")
+            self.refusals.refuse(seen.path, "links", "another name of a file")
         self.refusals.scanned(scan)
         self._deletion.scanned(scan, self._by_key.values(), acknowledged=acknowledged)
         self._count()
@@ -138,7 +141,7 @@ class Sources:
             followed.harvester.more = False
             self._failing.append(followed)
             said = error.strerror or type(error).__name__
-            self.refusals.note(followed.checkpoint.path, "error", said)
+            self.refusals.refuse(followed.checkpoint.path, "error", said)
             return None
 
     def again(self, followed: Followed) -> None:
@@ -208,7 +211,7 @@ class Sources:
             return
         opened = self._open_file(seen.path)
         if isinstance(opened, Refused):
-            self.refusals.note(seen.path, opened.reason, opened.detail)
+            self.refusals.refuse(seen.path, opened.reason, opened.detail)
             return
         if (opened.birth.device, opened.birth.inode) != seen.key:
             opened.close()  # rotated since it was seen: the next scan knows what lies here now
@@ -219,7 +222,7 @@ class Sources:
             self._adopt(opened, seen)
         except OSError as error:
             opened.close()
-            self.refusals.note(seen.path, "error", error.strerror or "")
+            self.refusals.refuse(seen.path, "error", error.strerror or "")
 
     def _adopt(self, file: Descriptor, seen: Seen) -> None:
         known = self.registry.get(file.birth)
@@ -232,7 +235,7 @@ class Sources:
             return
         if known is None and (links := file.links()) > 1:
             file.close()  # one of its names may be another client's
-            self.refusals.note(seen.path, "links", f"{links} names")
+            self.refusals.refuse(seen.path, "links", f"{links} names")
             return
         found = self.registry.identify(file, seen)
         if found is None:
@@ -265,10 +268,13 @@ class Sources:
     def _lose(self, followed: Followed) -> None:
         if followed.seen is not None and self._by_path.get(followed.seen.path) is followed:
             del self._by_path[followed.seen.path]
+        row, unread_bytes = followed.checkpoint, 0
         if followed.harvester is not None:
             self.turns.add(followed)  # one more look at what its descriptor holds
         elif followed.seen is not None:
-            self._unread("deleted", followed.seen.size - followed.checkpoint.watermark)
+            unread_bytes = max(0, followed.seen.size - row.watermark)
+            self._unread("deleted", unread_bytes)
+        self._note("file.gone", source=row.source_id, path=row.path, unread_bytes=unread_bytes)
         self.registry.lose(followed)
 
     def _is_open(self, seen: Seen) -> bool:

@@ -47,9 +47,9 @@ def test_one_file_is_said_once_for_one_reason(
     )
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            refusals.note("acme/a.jsonl", "permission", "EACCES")
+            refusals.refuse("acme/a.jsonl", "permission", "EACCES")
             refusals.scanned(scan)
-        refusals.note("acme/a.jsonl", "links", "2 names")
+        refusals.refuse("acme/a.jsonl", "links", "2 names")
 
     said = [(r.getMessage(), *r.fields.values()) for r in caplog.records]  # type: ignore[attr-defined]
     assert [
@@ -65,8 +65,8 @@ def test_what_is_readable_again_or_gone_counts_no_more(
     refusals: Refusals, metrics: Metrics
 ) -> None:
     both = Scan(files=(seen("a"), seen("b")), unreadable=(Skipped("d", "permission"),))
-    refusals.note("a", "permission")
-    refusals.note("b", "permission")
+    refusals.refuse("a", "permission")
+    refusals.refuse("b", "permission")
     refusals.scanned(both)
     assert (3, 3) == (refusals.count, count(metrics, "permission"))
 
@@ -77,13 +77,13 @@ def test_what_is_readable_again_or_gone_counts_no_more(
 
 
 def test_a_file_that_vanished_before_it_was_opened_is_no_problem(refusals: Refusals) -> None:
-    refusals.note("a", "gone", "ENOENT")
+    refusals.refuse("a", "gone", "ENOENT")
 
     assert (0, []) == (refusals.count, refusals.named())
 
 
 def test_names_are_shown_so_that_they_break_no_terminal(refusals: Refusals) -> None:
-    refusals.note("acme/\x1b[2J\n.jsonl", "permission")
+    refusals.refuse("acme/\x1b[2J\n.jsonl", "permission")
 
     assert [{"path": r"acme/\x1b[2J\n.jsonl", "reason": "permission"}] == (refusals.named())
 
