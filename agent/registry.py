@@ -6,7 +6,10 @@ left in ``rows`` and ``forgotten`` for the loop to collect.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Iterable
+from heapq import heappop, heappush
+from itertools import count
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -53,21 +56,32 @@ class Registry:
         self.rows: list[Checkpoint] = []
         self.forgotten: list[Checkpoint] = []
         self._begun = False
-        self.strangers = Strangers(self.get, line_bytes_max=line_bytes_max, clock=clock)
+        self._index = Index()
+        self.strangers = Strangers(
+            self.get, self._index, line_bytes_max=line_bytes_max, clock=clock
+        )
         self._forget_after_s = forget_after_s
         self._clock = clock
         self._metrics = metrics
         self.inodes: set[int] = set()
         """Of every file remembered: after a restart a scan has nothing else to know them by."""
         self._by_birth: dict[Birth, Followed] = {}
-        self._superseded: list[Checkpoint] = []  # older generations: what copies may continue
+        self._moving: dict[Followed, None] = {}  # whose rows may not be what the index says
         self._ending: list[Harvester] = []  # superseded, but not settled to their end yet
+        # Tombstones by when they were gone: files, and generations that were superseded.
+        self._tombstones: list[tuple[float, int, Followed | Checkpoint]] = []
+        self._number = count()
+        self._copies: defaultdict[tuple[str, int], set[Followed]] = defaultdict(set)
         for row in sorted(checkpoints, key=lambda c: c.generation):
             known = self._by_birth.get(row.birth)
             if known is not None:
-                self._superseded.append(self._ended(known.checkpoint))
+                self._bury(self._ended(known.checkpoint))
             self._by_birth[row.birth] = Followed(row.birth, row)
             self.inodes.add(row.birth.inode)
+        for followed in self._by_birth.values():
+            self._bury(followed)
+            self._moving[followed] = None
+        self._unmet = [*self._by_birth.values()]
 
     @property
     def empty(self) -> bool:
@@ -84,9 +98,12 @@ class Registry:
         """Bring the books up to date after a scan that met the unknown files ``new``."""
         for harvester in [h for h in self._ending if not h.ledger.in_flight_bytes]:
             self._ending.remove(harvester)
-            self._superseded.append(harvester.checkpoint())
-            self.rows.append(self._superseded[-1])
-        self.strangers.scanned(new, self._indexed)
+            self._index.put(harvester)
+            self.rows.append(harvester.checkpoint())
+            self._bury(self.rows[-1])
+        self.strangers.scanned(new)
+        if new:
+            self._refresh()
         self._forget()
 
     def identify(self, file: Descriptor, seen: Seen) -> tuple[Followed, Checkpoint] | None:
@@ -101,7 +118,11 @@ class Registry:
                 return None
             followed = self._by_birth[file.birth] = Followed(file.birth, base)
             self.inodes.add(file.birth.inode)
+            self._moving[followed] = None
+            if base.birth != file.birth:
+                self._copies[_key(base)].add(followed)
             return followed, base
+        self._moving[followed] = None
         before = followed.checkpoint
         change = compare(before, examine(before, before.birth, file.size(), file.pread))
         if change.cause != "same":
@@ -120,8 +141,8 @@ class Registry:
             followed.harvester.gone_at = self._clock.wall()
             self._ending.append(followed.harvester)
         else:
-            self._superseded.append(replace(before, gone_at=self._clock.wall()))
-            self.rows.append(self._superseded[-1])
+            self.rows.append(replace(before, gone_at=self._clock.wall()))
+            self._bury(self.rows[-1])
         if followed.birth == before.birth:
             who = replace(before, generation=before.generation + 1, gone_at=None)
         else:  # a copy that is no longer one
@@ -141,14 +162,17 @@ class Registry:
             followed.harvester.gone_at = gone_at
         followed.checkpoint = replace(followed.latest(), gone_at=gone_at)
         self.rows.append(followed.checkpoint)
+        self._moving[followed] = None
+        self._bury(followed)
 
     def never_met(self) -> list[Followed]:
         """Return what the store knows and no scan has met so far."""
-        return [
+        self._unmet = [
             f
-            for f in self._by_birth.values()
+            for f in self._unmet
             if f.seen is None and f.harvester is None and f.checkpoint.gone_at is None
         ]
+        return self._unmet
 
     def _ended(self, row: Checkpoint) -> Checkpoint:
         """Return an older generation as a tombstone: a crash may have come before that was noted,
@@ -158,44 +182,79 @@ class Registry:
             self.rows.append(row)
         return row
 
-    def _indexed(self) -> Index:
-        """Return what unknown files may be copies of.
+    def _bury(self, dead: Followed | Checkpoint) -> None:
+        """Note a tombstone; what is none is left alone."""
+        row = dead.checkpoint if isinstance(dead, Followed) else dead
+        if row.gone_at is not None:
+            heappush(self._tombstones, (row.gone_at, next(self._number), dead))
+            if dead is row:
+                self._index.put(row, row)
+
+    def _refresh(self) -> None:
+        """Let the index say what unknown files may be copies of by now.
 
         What is still in flight counts as not gone, so that its copy waits until it is settled:
         two readers of one generation would have two watermarks. It is known by all that was read
         too, for there may be nothing settled yet.
         """
-        index = Index(self._superseded)
-        busy = list(self._ending)
-        for followed in self._by_birth.values():
-            if followed.harvester is not None and followed.harvester.ledger.in_flight_bytes:
-                busy.append(followed.harvester)
+        for followed in [*self._moving]:
+            harvester = followed.harvester
+            if harvester is not None and harvester.ledger.in_flight_bytes:
+                self._index.put(followed, *_in_flight(harvester))
             else:
-                index.add(followed.latest())
-        for harvester in busy:
-            index.add(replace(harvester.checkpoint(), gone_at=None))
-            index.add(replace(harvester.reached(), gone_at=None))
-        return index
+                self._index.put(followed, followed.latest())
+            if harvester is None:
+                del self._moving[followed]
+        for harvester in self._ending:
+            self._index.put(harvester, *_in_flight(harvester))
 
     def _forget(self) -> None:
         """Let go of tombstones past their time, but not of one whose copy is still followed."""
         before = self._clock.wall() - self._forget_after_s
-        expired = [birth for birth, f in self._by_birth.items() if _expired(f.checkpoint, before)]
-        in_use = set()
-        for followed in self._by_birth.values():
-            if followed.seen is not None or followed.harvester is not None:
-                in_use.add((followed.checkpoint.source_id, followed.checkpoint.generation))
-        gone = [
-            self._by_birth.pop(birth).checkpoint
-            for birth in expired
-            if self._by_birth[birth].seen is None and self._by_birth[birth].harvester is None
-        ]
-        if gone:
+        later, known = [], len(self._by_birth)
+        while self._tombstones and self._tombstones[0][0] < before:
+            tombstone = heappop(self._tombstones)
+            dead = tombstone[2]
+            if isinstance(dead, Followed):
+                row = dead.checkpoint
+                if self._by_birth.get(dead.birth) is not dead or not _expired(row, before):
+                    continue  # it came back since
+                if _in_use(dead):
+                    later.append(tombstone)
+                    continue
+                del self._by_birth[dead.birth]
+                self._moving.pop(dead, None)
+            else:
+                row = dead
+            self._index.put(dead)
+            if not self._continued(row, by_another_than=dead):
+                self.forgotten.append(row)
+        for tombstone in later:
+            heappush(self._tombstones, tombstone)
+        if known != len(self._by_birth):
             self.inodes = {birth.inode for birth in self._by_birth}
-        gone += [row for row in self._superseded if _expired(row, before)]
-        self._superseded = [row for row in self._superseded if not _expired(row, before)]
-        self.forgotten += [row for row in gone if (row.source_id, row.generation) not in in_use]
+
+    def _continued(self, row: Checkpoint, by_another_than: Followed | Checkpoint) -> bool:
+        """Return whether a copy is still followed that goes on as ``row``."""
+        copies = self._copies.get(_key(row), set())
+        copies -= {f for f in copies if f is by_another_than or _key(f.checkpoint) != _key(row)}
+        if not copies:
+            self._copies.pop(_key(row), None)
+        return any(map(_in_use, copies))
 
 
 def _expired(row: Checkpoint, before: float) -> bool:
     return row.gone_at is not None and row.gone_at < before
+
+
+def _in_use(followed: Followed) -> bool:
+    return followed.seen is not None or followed.harvester is not None
+
+
+def _key(row: Checkpoint) -> tuple[str, int]:
+    return row.source_id, row.generation
+
+
+def _in_flight(harvester: Harvester) -> tuple[Checkpoint, Checkpoint]:
+    settled, reached = harvester.checkpoint(), harvester.reached()
+    return replace(settled, gone_at=None), replace(reached, gone_at=None)

@@ -34,11 +34,17 @@ class Strangers:
 
     Args:
         known: Return who was born so, as far as anybody knows.
+        index: What unknown files may be copies of.
         line_bytes_max: How far back the end of the last line is looked for (``begin_at_end``).
     """
 
     def __init__(
-        self, known: Callable[[Birth], Followed | None], *, line_bytes_max: int, clock: Clock
+        self,
+        known: Callable[[Birth], Followed | None],
+        index: Index,
+        *,
+        line_bytes_max: int,
+        clock: Clock,
     ) -> None:
         self.begin_at_end: set[FileKey] = set()
         """Files that begin at their last line's end if they are nobody's copy."""
@@ -46,13 +52,15 @@ class Strangers:
         self._line_bytes_max = line_bytes_max
         self._clock = clock
         self._undecided: dict[FileKey, _Undecided] = {}
-        self._index = Index()
+        self._index = index
+        self._met: list[Birth] = []  # judged since the last scan
 
-    def scanned(self, new: Collection[FileKey], index: Callable[[], Index]) -> None:
-        """Keep those that a scan met again; with any, ``index`` says what they may be copies of."""
+    def scanned(self, new: Collection[FileKey]) -> None:
+        """Keep those that a scan met again."""
         self._undecided = {key: u for key, u in self._undecided.items() if key in new}
-        if new:
-            self._index = index()
+        for birth in self._met:
+            self._index.put(birth)
+        self._met.clear()
 
     def at(self, path: str) -> Seen | None:
         """Return the file at ``path`` whose identity still waits for evidence."""
@@ -81,7 +89,8 @@ class Strangers:
         del self._undecided[seen.key]
         base = self._base(verdict, file, seen)
         if base.gone_at is None:  # the same scan may have met a copy: it comes later, and waits
-            self._index.add(starting_at(file.size(), file, base))
+            self._index.put(file.birth, starting_at(file.size(), file, base))
+            self._met.append(file.birth)
         return base
 
     def _base(self, verdict: Continuation, file: Descriptor, seen: Seen) -> Checkpoint:

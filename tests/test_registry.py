@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -11,15 +11,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agent.clock import SystemClock
-from agent.core.continuation import WAIT_S
+from agent.core.continuation import WAIT_S, Index
+from agent.core.discovery import FileKey
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
 from agent.harvester import Truncated
 from agent.opener import Opened, open_beneath
-from agent.registry import Registry
+from agent.registry import Registry, _in_flight
 from agent.scanner import Scanner
 from agent.sources import Sources
 from agent.telemetry import Metrics
+from tests import model
 from tests.fakes import FakeClock, no_deletion, unlimited_turns
 
 TURNS_MAX = 100
@@ -258,3 +260,84 @@ def test_lines_that_end_alike_do_not_hide_a_truncation(world: World) -> None:
     life.sources.hint(FILE)
 
     assert [Read(FILE, 1, 0, world.file.stat().st_size)] == life.read()
+
+
+# ---- the index
+
+
+def rebuilt(registry: Registry) -> Index:
+    """Return what the index should hold, from the books alone."""
+    index = Index(dead for _, _, dead in registry._tombstones if isinstance(dead, Checkpoint))
+    for followed in registry._by_birth.values():
+        harvester = followed.harvester
+        if harvester is not None and harvester.ledger.in_flight_bytes:
+            index.put(followed, *_in_flight(harvester))
+        else:
+            index.put(followed, followed.latest())
+    for harvester in registry._ending:
+        index.put(harvester, *_in_flight(harvester))
+    return index
+
+
+def test_the_index_is_at_any_scan_what_a_rebuilt_one_would_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is kept up to date by what changed: 50,000 known files must not cost each new one."""
+    compared, scanned = 0, Registry.scanned
+
+    def checked(registry: Registry, new: Collection[FileKey]) -> None:
+        nonlocal compared
+        if model.METRICS is registry._metrics:
+            registry._forget_after_s = 60.0  # some tombstones go
+        scanned(registry, new)
+        if new:
+            compared += 1
+            wanted = rebuilt(registry)
+            assert wanted._buckets == registry._index._buckets
+            assert wanted._lengths == registry._index._lengths
+
+    monkeypatch.setattr(Registry, "scanned", checked)
+    monkeypatch.setattr("agent.core.continuation.CONTINUE_BYTES_MIN", 1)
+    for seed in range(150):
+        model.Program(seed).run()
+    assert compared > 100
+
+
+def test_a_scan_asks_only_those_whose_rows_may_have_moved(world: World) -> None:
+    for n in range(40):
+        append(world.file.with_name(f"{n}.jsonl"), lines(n, 20))
+    life = world.restart()
+    for _ in range(10):
+        life.scan()
+        life.settle()
+    append(world.file, lines(900, 20))
+    life.scan()
+
+    closed_since = [f for f in life.registry._moving if f.harvester is None]
+    assert {*life.sources.open_files()} == life.registry._moving.keys() - {*closed_since}
+    assert len(closed_since) <= 8
+    assert 41 == len(life.registry._index._rows)
+
+
+def test_the_tombstone_of_a_file_is_kept_while_its_copy_goes_on_as_it(world: World) -> None:
+    """They share a row: without it the copy would be read from its beginning after a restart."""
+    append(world.file, lines(0, 100))
+    life = world.restart()
+    life.scan()
+    life.settle()
+    shutil.copyfile(world.file, world.copy)
+    cut(world.file, lines(100, 110))
+    life.scan()
+    life.settle()
+    life.scan()
+    life.registry._forget_after_s = -1.0  # tombstones expire at once
+    life.sources.apply(life._scanner.scan())
+    assert [] == life.registry.take().forgotten
+
+    world.copy.unlink()
+    forgotten: list[Checkpoint] = []
+    for _ in range(3):
+        life.sources.apply(life._scanner.scan())
+        forgotten += life.registry.take().forgotten
+        life.read()
+    assert [0] == [row.generation for row in forgotten]

@@ -1,7 +1,7 @@
 """Whose copy an unknown file is: where reading goes on after copy-truncate. Pure."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from heapq import nsmallest
 from typing import Literal
 
@@ -102,9 +102,10 @@ def _growing(before: Checkpoint, probe: Probe) -> bool:
     return agreed and probe.fingerprint == before.fingerprint and probe.size < before.watermark
 
 
-def _preference(before: Checkpoint) -> tuple[float, int]:
+def _preference(before: Checkpoint) -> tuple[float, int, str, int]:
     """Order what fits: the first to go after the copy was born, then the farthest settled."""
-    return before.gone_at if before.gone_at is not None else float("inf"), -before.watermark
+    gone_at = before.gone_at if before.gone_at is not None else float("inf")
+    return gone_at, -before.watermark, before.source_id, before.generation
 
 
 class Index:
@@ -117,24 +118,41 @@ class Index:
     """
 
     def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
-        self._buckets: dict[bytes, list[Checkpoint]] = {}
+        self._buckets: dict[bytes, dict[Checkpoint, int]] = {}  # each with its number of owners
         self._lengths: defaultdict[int, int] = defaultdict(int)
+        self._rows: dict[Hashable, tuple[Checkpoint, ...]] = {}
         for checkpoint in checkpoints:
-            self.add(checkpoint)
+            self.put(checkpoint, checkpoint)
 
-    def add(self, checkpoint: Checkpoint) -> None:
-        """Take it up. One with too few settled bytes could prove nothing and is left out."""
-        if checkpoint.watermark >= CONTINUE_BYTES_MIN:
-            self._buckets.setdefault(_bucket_of(checkpoint), []).append(checkpoint)
-            self._lengths[fingerprint_range(checkpoint.watermark).end] += 1
+    def put(self, owner: Hashable, *rows: Checkpoint) -> None:
+        """Let ``owner`` be known by ``rows`` from now on, and by nothing it was known by before.
 
-    def discard(self, checkpoint: Checkpoint) -> None:
-        """Forget it; what was never added is no error."""
-        key, length = _bucket_of(checkpoint), fingerprint_range(checkpoint.watermark).end
-        bucket = self._buckets.get(key, [])
-        if checkpoint not in bucket:
+        A row with too few settled bytes could prove nothing and is left out.
+        """
+        rows = tuple(row for row in rows if row.watermark >= CONTINUE_BYTES_MIN)
+        before = self._rows.get(owner, ())
+        if rows == before:
             return
-        bucket.remove(checkpoint)
+        for row in before:
+            self._discard(row)
+        for row in rows:
+            self._add(row)
+        if rows:
+            self._rows[owner] = rows
+        else:
+            del self._rows[owner]
+
+    def _add(self, row: Checkpoint) -> None:
+        bucket = self._buckets.setdefault(_bucket_of(row), {})
+        bucket[row] = bucket.get(row, 0) + 1
+        self._lengths[fingerprint_range(row.watermark).end] += 1
+
+    def _discard(self, row: Checkpoint) -> None:
+        key, length = _bucket_of(row), fingerprint_range(row.watermark).end
+        bucket = self._buckets[key]
+        bucket[row] -= 1
+        if not bucket[row]:
+            del bucket[row]
         if not bucket:
             del self._buckets[key]
         self._lengths[length] -= 1

@@ -207,18 +207,27 @@ def test_a_copy_made_before_the_last_lines_were_settled_begins_near_its_end() ->
     assert 6000 <= got.resume_at <= 11_500
 
 
-def test_an_index_forgets_what_it_is_told_to() -> None:
+def test_an_owner_is_known_by_what_was_put_last() -> None:
     source = known(LINES, 5000)
-    index = Index([source, replace(source, generation=1)])
+    later = replace(source, generation=1)
+    index = Index()
     sighting = Sighting(COPY, len(LINES), "c/a.jsonl.1", "c")
 
-    index.discard(source)
-    assert [1] == [c.generation for c in index.alike(sighting, LINES[:FINGERPRINT_BYTES])]
-    index.discard(replace(source, generation=1))
-    index.discard(source)
+    def generations() -> list[int]:
+        return [c.generation for c in index.alike(sighting, LINES[:FINGERPRINT_BYTES])]
 
-    assert [] == index.alike(sighting, LINES[:FINGERPRINT_BYTES])
-    assert ({}, {}) == (index._buckets, index._lengths)
+    index.put("one", source)
+    index.put("another", source, later)
+    assert [0, 1] == generations()
+    index.put("another", later)
+    assert [0, 1] == generations()
+    index.put("one")
+    assert [1] == generations()
+    index.put("another")
+    index.put("nobody")
+
+    assert [] == generations()
+    assert ({}, {}, {}) == (index._buckets, index._lengths, index._rows)
 
 
 def test_what_one_file_is_compared_with_is_bounded() -> None:
