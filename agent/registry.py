@@ -58,7 +58,7 @@ class Registry:
         self._begun = False
         self._index = Index()
         self.strangers = Strangers(
-            self.get, self._index, line_bytes_max=line_bytes_max, clock=clock
+            self._holder, self._index, line_bytes_max=line_bytes_max, clock=clock
         )
         self._forget_after_s = forget_after_s
         self._clock = clock
@@ -198,12 +198,8 @@ class Registry:
         too, for there may be nothing settled yet.
         """
         for followed in [*self._moving]:
-            harvester = followed.harvester
-            if harvester is not None and harvester.ledger.in_flight_bytes:
-                self._index.put(followed, *_in_flight(harvester))
-            else:
-                self._index.put(followed, followed.latest())
-            if harvester is None:
+            self._index.put(followed, *_faces(followed))
+            if followed.harvester is None:
                 del self._moving[followed]
         for harvester in self._ending:
             self._index.put(harvester, *_in_flight(harvester))
@@ -234,6 +230,12 @@ class Registry:
         if known != len(self._by_birth):
             self.inodes = {birth.inode for birth in self._by_birth}
 
+    def _holder(self, row: Checkpoint) -> Followed | None:
+        """Return the file that goes on as ``row``: a copy while there is one, else the original."""
+        copies = self._copies.get(_key(row), ())
+        held = (f for f in copies if _in_use(f) and _key(f.checkpoint) == _key(row))
+        return next(held, None) or self._by_birth.get(row.birth)
+
     def _continued(self, row: Checkpoint, by_another_than: Followed | Checkpoint) -> bool:
         """Return whether a copy is still followed that goes on as ``row``."""
         copies = self._copies.get(_key(row), set())
@@ -253,6 +255,16 @@ def _in_use(followed: Followed) -> bool:
 
 def _key(row: Checkpoint) -> tuple[str, int]:
     return row.source_id, row.generation
+
+
+def _faces(followed: Followed) -> tuple[Checkpoint, ...]:
+    """Return what a copy of ``followed`` may be known by. While its file is there, it is not gone,
+    though it may be a copy itself and its original be gone."""
+    harvester = followed.harvester
+    if harvester is not None and harvester.ledger.in_flight_bytes:
+        return _in_flight(harvester)
+    row = followed.latest()
+    return (row if followed.seen is None else replace(row, gone_at=None),)
 
 
 def _in_flight(harvester: Harvester) -> tuple[Checkpoint, Checkpoint]:

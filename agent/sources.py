@@ -56,6 +56,7 @@ class Sources:
         metrics: Metrics,
     ) -> None:
         self.registry = registry
+        self.registry.strangers.open_file = open_file
         self.turns = turns
         self.refusals = Refusals(metrics, note)
         self.clients = Clients(metrics)
@@ -121,8 +122,14 @@ class Sources:
         """Return the file whose turn it is, None when none is known to have something to read."""
         for _ in range(len(self._hints)):
             self._hinted(self._hints.popleft())
+        strangers = self.registry.strangers
+        self._openings += [Found(seen, "touched") for seen in strangers.studies.go_on()]
         for _ in range(min(len(self._openings), OPENINGS_A_TURN)):
-            if not self._is_open(self._openings[0].seen) and not self._room():
+            found = self._openings[0]
+            if found.why == "new" and strangers.resting(found.seen):
+                self._openings.popleft()
+                continue
+            if not self._is_open(found.seen) and not self._room():
                 break
             self._wake(self._openings.popleft().seen)
         followed = self.turns.take()
@@ -178,7 +185,8 @@ class Sources:
 
     def wait_s(self, idle_s: float) -> float:
         """Return how long until there is something to do; ``idle_s`` if nobody knows."""
-        if self._hints or (self._openings and not self.waiting):
+        studying = self.registry.strangers.studies.busy
+        if self._hints or studying or (self._openings and not self.waiting):
             return 0.0
         return self.turns.wait_s(ROOM_S if self._openings else idle_s)
 

@@ -3,44 +3,70 @@
 Lives in the worker thread. ``core.continuation`` decides; this room gathers its evidence.
 """
 
+import contextlib
 from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
 from agent.clock import Clock
-from agent.core.continuation import Candidate, Continuation, Index, Sighting, continues
+from agent.core.continuation import WAIT_S, Candidate, Continuation, Index, Sighting, continues
 from agent.core.discovery import FileKey, Seen
 from agent.core.identity import FINGERPRINT_BYTES, Birth, Checkpoint, Readable, examine
 from agent.harvester import Followed, first_generation, starting_at
-from agent.opener import Descriptor
+from agent.opener import Descriptor, Refused
+from agent.studies import Studies, Study, begins_as
+
+Life = tuple[str, int]
+"""Source and generation."""
 
 
 class _Undecided:
     """An unknown file that may be a copy: since when, and how big it was when it last grew."""
 
-    __slots__ = ("grew_s", "seen", "seen_s", "size")
+    __slots__ = (
+        "asked",
+        "grew_s",
+        "mtime_ns",
+        "outgrown",
+        "same",
+        "seen",
+        "size",
+        "twin",
+        "waits_s",
+    )
 
     def __init__(self, seen: Seen, now_s: float) -> None:
-        self.seen, self.size, self.grew_s, self.seen_s = seen, 0, now_s, now_s
+        self.seen, self.size, self.mtime_ns = seen, 0, seen.mtime_ns
+        self.grew_s = self.waits_s = now_s
+        self.same: dict[Life, bool] = {}  # whether all of it is the beginning of that
+        self.twin: Checkpoint | None = None  # one of which it is
+        self.outgrown = False
+        self.asked = False  # for a comparison, since the last scan
 
     def look(self, seen: Seen, size: int, now_s: float) -> None:
-        self.seen = seen
         if size != self.size:
-            self.size, self.grew_s = size, now_s
+            self.grew_s = now_s
+        if (size, seen.mtime_ns) != (self.size, self.mtime_ns):
+            self.outgrown |= self.twin is not None and size > self.size
+            self.same, self.twin = {}, None
+        self.seen, self.size, self.mtime_ns = seen, size, seen.mtime_ns
 
 
 class Strangers:
     """Judges unknown files, and remembers those that must wait for evidence.
 
     Args:
-        known: Return who was born so, as far as anybody knows.
+        known: Return who goes on as that row, or was born as it says, as far as anybody knows.
         index: What unknown files may be copies of.
         line_bytes_max: How far back the end of the last line is looked for (``begin_at_end``).
     """
 
+    open_file: Callable[[str], Descriptor | Refused]
+    """Set by who opens files."""
+
     def __init__(
         self,
-        known: Callable[[Birth], Followed | None],
+        known: Callable[[Checkpoint], Followed | None],
         index: Index,
         *,
         line_bytes_max: int,
@@ -48,6 +74,7 @@ class Strangers:
     ) -> None:
         self.begin_at_end: set[FileKey] = set()
         """Files that begin at their last line's end if they are nobody's copy."""
+        self.studies = Studies()
         self._known = known
         self._line_bytes_max = line_bytes_max
         self._clock = clock
@@ -58,6 +85,9 @@ class Strangers:
     def scanned(self, new: Collection[FileKey]) -> None:
         """Keep those that a scan met again."""
         self._undecided = {key: u for key, u in self._undecided.items() if key in new}
+        self.studies.keep(self._undecided)
+        for undecided in self._undecided.values():
+            undecided.asked = False
         for birth in self._met:
             self._index.put(birth)
         self._met.clear()
@@ -65,6 +95,19 @@ class Strangers:
     def at(self, path: str) -> Seen | None:
         """Return the file at ``path`` whose identity still waits for evidence."""
         return next((u.seen for u in self._undecided.values() if u.seen.path == path), None)
+
+    def resting(self, seen: Seen) -> bool:
+        """Return whether ``seen`` is the whole copy it was, beside an original that is there."""
+        u = self._undecided.get(seen.key)
+        if u is None or u.twin is None or seen.path != u.seen.path:
+            return False
+        if (seen.size, seen.mtime_ns) != (u.size, u.mtime_ns):
+            return False
+        u.twin = self._by_now(u.twin)
+        if (self._size_now(u.twin, seen.size) or -1) < seen.size:
+            return False
+        u.waits_s = self._clock.monotonic()
+        return True
 
     def judge(self, file: Descriptor, seen: Seen) -> Checkpoint | None:
         """Say who ``file`` is and where it begins; None while that waits for evidence.
@@ -80,10 +123,23 @@ class Strangers:
             path=seen.path,
             client=seen.client,
             still_s=now_s - undecided.grew_s,
-            waited_s=now_s - undecided.seen_s,
+            waited_s=now_s - undecided.waits_s,
+            outgrown=undecided.outgrown,
         )
-        alike = self._index.alike(sighting, file.pread(min(FINGERPRINT_BYTES, size), 0))
-        verdict = continues(sighting, [self._candidate(c, file, size) for c in alike])
+        prefix = file.pread(min(FINGERPRINT_BYTES, size), 0)
+        alike = dict.fromkeys([*self._index.alike(sighting, prefix), *self._twins(undecided)])
+        candidates = [self._candidate(c, file, undecided) for c in alike]
+        verdict = continues(sighting, candidates)
+        for candidate in candidates:
+            if candidate.same and (candidate.size or 0) >= size:
+                undecided.twin, undecided.waits_s = candidate.before, now_s
+        if verdict.verdict == "compare":
+            assert verdict.source is not None
+            if not undecided.asked:
+                undecided.asked = True
+                before = verdict.source
+                self.studies.ask(seen, lambda: self._compare(undecided, before))
+            return None
         if verdict.verdict == "wait":
             return None
         del self._undecided[seen.key]
@@ -102,23 +158,70 @@ class Strangers:
             offset = _last_line_end(file, self._line_bytes_max)
         return starting_at(offset, file, first_generation(file.birth, seen.path, seen.client))
 
-    def _candidate(self, before: Checkpoint, file: Descriptor, size: int) -> Candidate:
-        original = self._known(before.birth)
-        original_size = None
-        if original is not None and _succeeds(original.checkpoint, before):
-            original_size = 0  # whatever it holds by now is not this generation's
-        elif original is not None and original.harvester is not None:
-            original_size = original.harvester.file.size()
-        elif original is not None and original.seen is not None:
-            original_size = original.seen.size
-        elif before.gone_at is None:
-            original_size = max(size, before.watermark)  # not met yet: as if it were intact
-        return Candidate(before, examine(before, before.birth, size, file.pread), original_size)
+    def _candidate(self, before: Checkpoint, file: Descriptor, copy: _Undecided) -> Candidate:
+        size = None if before.gone_at is not None else self._size_now(before, copy.size)
+        probe = examine(before, before.birth, copy.size, file.pread)
+        return Candidate(before, probe, size, copy.same.get(_life(before)))
+
+    def _size_now(self, before: Checkpoint, copy_size: int) -> int | None:
+        """Return how much of the content of ``before`` there is; None where its file is gone."""
+        original = self._known(before)
+        if original is None:
+            return None
+        if _life(original.checkpoint) != _life(before):
+            return 0  # whatever it holds by now is not this generation's
+        if original.harvester is not None:
+            return original.harvester.file.size()
+        if original.seen is not None:
+            return original.seen.size
+        if original.checkpoint.gone_at is None:
+            return max(copy_size, before.watermark)  # not met yet: as if it were intact
+        return None
+
+    def _twins(self, copy: _Undecided) -> list[Checkpoint]:
+        """Return what the index holds of the source that ``copy`` was found to be a copy of.
+
+        By its own first bytes it may not find it: fewer than of the original, which has grown.
+        """
+        if copy.twin is None:
+            return []
+        copy.twin = self._by_now(copy.twin)
+        return self._index.of_life(copy.twin)
+
+    def _by_now(self, row: Checkpoint) -> Checkpoint:
+        holder = self._known(row)
+        if holder is None or _life(holder.checkpoint) != _life(row):
+            return row
+        return holder.latest()
+
+    def _compare(self, copy: _Undecided, before: Checkpoint) -> Study:
+        """Find out whether all of ``copy`` is the beginning of ``before``, as both are now."""
+        stamp = copy.size, copy.mtime_ns
+        same: bool | None = False
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
+            mine = self._opened(copy.seen, opened)
+            original = self._known(before)
+            if original is not None and original.seen is None:
+                same = None if self._clock.monotonic() < copy.waits_s + WAIT_S else False
+            elif original is not None and original.seen is not None:
+                other = self._opened(original.seen, opened)
+                if other.birth == original.birth:
+                    same = yield from begins_as(mine, other)
+        if same is not None and (copy.size, copy.mtime_ns) == stamp:
+            copy.same[_life(before)] = same
+
+    def _opened(self, seen: Seen, opened: contextlib.ExitStack) -> Descriptor:
+        file = self.open_file(seen.path)
+        if isinstance(file, Refused):
+            raise OSError(file.reason)
+        opened.callback(file.close)
+        if (file.birth.device, file.birth.inode) != seen.key:
+            raise OSError("another file lies there now")
+        return file
 
 
-def _succeeds(row: Checkpoint, before: Checkpoint) -> bool:
-    """Return whether ``row``, of the same file, is another life than ``before``."""
-    return (row.source_id, row.generation) != (before.source_id, before.generation)
+def _life(row: Checkpoint) -> Life:
+    return row.source_id, row.generation
 
 
 def _last_line_end(file: Readable, line_bytes_max: int) -> int:

@@ -17,7 +17,7 @@ from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
 from agent.harvester import Truncated
 from agent.opener import Opened, open_beneath
-from agent.registry import Registry, _in_flight
+from agent.registry import Registry, _faces, _in_flight
 from agent.scanner import Scanner
 from agent.sources import Sources
 from agent.telemetry import Metrics
@@ -85,8 +85,10 @@ class Life:
         found = []
         for _ in range(TURNS_MAX):
             followed = self.sources.next()
-            if followed is None:
+            if followed is None and self.sources.wait_s(1.0):
                 break
+            if followed is None:
+                continue
             assert followed.harvester is not None
             piece = followed.harvester.read()
             if isinstance(piece, Truncated):
@@ -269,11 +271,7 @@ def rebuilt(registry: Registry) -> Index:
     """Return what the index should hold, from the books alone."""
     index = Index(dead for _, _, dead in registry._tombstones if isinstance(dead, Checkpoint))
     for followed in registry._by_birth.values():
-        harvester = followed.harvester
-        if harvester is not None and harvester.ledger.in_flight_bytes:
-            index.put(followed, *_in_flight(harvester))
-        else:
-            index.put(followed, followed.latest())
+        index.put(followed, *_faces(followed))
     for harvester in registry._ending:
         index.put(harvester, *_in_flight(harvester))
     return index

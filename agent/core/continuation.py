@@ -34,7 +34,8 @@ SLACK_NS = 2_000_000_000
 class Sighting(Struct, frozen=True):
     """A file nobody knows: its name, its first bytes, and for how long it has been looked at.
 
-    ``still_s`` is the time since it last grew, ``waited_s`` since it was first seen.
+    ``still_s`` is the time since it last grew, ``waited_s`` since it was first seen. ``outgrown``
+    says that it was a whole copy beside its original and has been written to since.
     """
 
     birth: Birth
@@ -43,23 +44,30 @@ class Sighting(Struct, frozen=True):
     client: str
     still_s: float = 0.0
     waited_s: float = 0.0
+    outgrown: bool = False
 
 
 class Candidate(Struct, frozen=True):
-    """A source the sighting may be a copy of. ``size`` is the original's, None when it is gone."""
+    """A source the sighting may be a copy of. ``size`` is the original's, None when it is gone.
+
+    ``same`` says whether the whole sighting was found to be the beginning of the original, byte by
+    byte; None: nobody has compared them.
+    """
 
     before: Checkpoint
     probe: Probe
     size: int | None
+    same: bool | None = None
 
 
-Verdict = Literal["new", "wait", "copy", "short_copy"]
+Verdict = Literal["new", "wait", "compare", "copy", "short_copy"]
 
 
 class Continuation(Struct, frozen=True):
     """``copy``: go on as ``source`` at its watermark, with its ids. ``short_copy``: a copy taken
     before ``source`` was settled to its end; begin at ``resume_at`` as a source of its own.
-    ``wait``: ask again soon. ``new``: nobody's copy, read it from 0 as a source of its own.
+    ``wait``: ask again soon. ``compare``: ask again once it was compared with ``source``.
+    ``new``: nobody's copy, read it from 0 as a source of its own.
     """
 
     verdict: Verdict
@@ -68,29 +76,54 @@ class Continuation(Struct, frozen=True):
 
 
 def continues(sighting: Sighting, candidates: Iterable[Candidate]) -> Continuation:
-    """Decide whether an unknown file is the copy-truncate copy of a known source.
+    """Decide whether an unknown file is the copy of a known source.
 
-    Yes only if ``Index.alike`` named the source, fingerprint and anchor match, and the original is
-    gone or truncated. While it is still there in full the answer is ``wait``: a copy is truncated
-    right after, and until then both hold the same unread bytes. A file that outgrows the original,
-    or stays for ``STILL_S`` beside an intact one, is new. What that costs: a copy that somebody
-    keeps beside its original is sent twice. What it saves: files that merely begin alike.
+    Only if ``Index.alike`` named the source, and fingerprint and anchor match. Where the original
+    is gone or truncated, the copy continues it. Where it is still there in full, the answer is
+    ``wait`` as long as the file grows: copy-truncate cuts the original right after, and until then
+    both hold the same unread bytes. A file at rest is compared with it, and waits on as long as it
+    equals its beginning to the last byte. One that outgrows the original, differs, or is written
+    to after it was a whole copy, is new: at worst its lines are sent twice.
     """
-    waiting = truncated = False
-    for candidate in sorted(candidates, key=lambda c: _preference(c.before)):
-        before, probe = candidate.before, candidate.probe
-        whole = matches(before, probe)
-        if before.gone_at is not None:
-            if whole:
-                return Continuation("copy", before.watermark, before)
-            if probe.size < before.watermark and (standing := rewound(before, probe)):
-                return Continuation("short_copy", standing, before)
-        elif candidate.size is not None and (whole or _growing(before, probe)):
-            waiting |= sighting.size <= candidate.size
-            truncated |= candidate.size < before.watermark
+    ordered = sorted(candidates, key=lambda c: _preference(c.before))
+    for candidate in ordered:
+        if candidate.before.gone_at is not None and (found := _continued(sighting, candidate)):
+            return found
+    there = [c for c in ordered if c.before.gone_at is None and _alike(c)]
+    beside = [c for c in there if sighting.size <= (c.size or 0)]
     # Once the original is cut, its own reader is about to notice and to set ``gone_at``.
-    patient = sighting.waited_s < WAIT_S and (truncated or (waiting and sighting.still_s < STILL_S))
-    return Continuation("wait" if patient or not sighting.size else "new")
+    cut = any(
+        c.size is not None and (c.size < c.before.watermark or (c.same and c not in beside))
+        for c in there
+    )
+    still = sighting.still_s >= STILL_S
+    unsure = [c.before for c in beside if c.same is None]
+    if not sighting.size or (cut and sighting.waited_s < WAIT_S):
+        return Continuation("wait")
+    if sighting.outgrown:
+        return Continuation("new")
+    if any(c.same for c in beside) or (beside and not still and sighting.waited_s < WAIT_S):
+        return Continuation("wait")
+    if still and unsure and sighting.size >= CONTINUE_BYTES_MIN:
+        return Continuation("compare", source=unsure[0])
+    return Continuation("new")
+
+
+def _continued(sighting: Sighting, of: Candidate) -> Continuation | None:
+    """Return how the sighting continues a source whose original is gone, None if it does not."""
+    before, probe = of.before, of.probe
+    if matches(before, probe):
+        return Continuation("copy", before.watermark, before)
+    if probe.size < before.watermark:
+        standing = sighting.size if of.same else rewound(before, probe)
+        if standing:
+            return Continuation("short_copy", standing, before)
+    return None
+
+
+def _alike(candidate: Candidate) -> bool:
+    before, probe = candidate.before, candidate.probe
+    return bool(candidate.same) or matches(before, probe) or _growing(before, probe)
 
 
 def _growing(before: Checkpoint, probe: Probe) -> bool:
@@ -173,6 +206,12 @@ class Index:
             if _plausible(checkpoint, sighting.birth)
         )
         return nsmallest(CANDIDATES_MAX, found, key=_preference)
+
+    def of_life(self, row: Checkpoint) -> list[Checkpoint]:
+        """Return what it holds of the source and generation of ``row``, beginning as ``row``."""
+        life = row.source_id, row.generation
+        bucket = self._buckets.get(_bucket_of(row), {})
+        return [found for found in bucket if (found.source_id, found.generation) == life]
 
 
 def _plausible(before: Checkpoint, birth: Birth) -> bool:

@@ -36,11 +36,13 @@ def judge(
     size: int | None = None,
     still_s: float = 0.0,
     waited_s: float = 0.0,
+    same: bool | None = None,
+    outgrown: bool = False,
 ) -> Continuation:
     """What the agent does with an unknown file: look up, read what is asked for, decide."""
-    sighting = Sighting(birth, len(content), path, client, still_s, waited_s)
+    sighting = Sighting(birth, len(content), path, client, still_s, waited_s, outgrown)
     candidates = [
-        Candidate(c, examine(c, birth, len(content), reader(content)), size)
+        Candidate(c, examine(c, birth, len(content), reader(content)), size, same)
         for c in Index(sources).alike(sighting, content[:FINGERPRINT_BYTES])
     ]
     return continues(sighting, candidates)
@@ -175,12 +177,50 @@ def test_a_copy_beside_its_intact_original_waits_for_the_truncation() -> None:
 
 
 def test_waiting_ends() -> None:
-    """A copy that somebody keeps beside its original is sent twice; nothing is held for ever."""
+    """For a file that goes on growing, or whose original stays cut: nothing is held for ever."""
     source = known(LINES, 5000, gone_at=None)
 
-    assert "new" == judge([source], LINES, size=len(LINES), still_s=STILL_S).verdict
     assert "new" == judge([source], LINES, size=len(LINES), waited_s=WAIT_S).verdict
     assert "new" == judge([source], LINES, size=0, waited_s=WAIT_S).verdict
+
+
+def test_a_copy_at_rest_beside_its_intact_original_is_compared_with_it() -> None:
+    """Fingerprint and anchor are a few bytes of it: enough to wait a while, not to skip it."""
+    source = known(LINES, 5000, gone_at=None)
+
+    def at_rest(same: bool | None = None, waited_s: float = STILL_S) -> Continuation:
+        return judge(
+            [source], LINES, size=len(LINES), still_s=STILL_S, waited_s=waited_s, same=same
+        )
+
+    assert Continuation("compare", source=source) == at_rest()
+    assert "wait" == at_rest(same=True).verdict
+    assert "wait" == at_rest(same=True, waited_s=10 * WAIT_S).verdict
+    assert "new" == at_rest(same=False).verdict
+
+
+def test_a_whole_copy_that_is_written_to_is_a_file_of_its_own_at_once() -> None:
+    source = known(LINES, 5000, gone_at=None)
+
+    got = judge([source], LINES, size=len(LINES) + 50, outgrown=True)
+
+    assert "new" == got.verdict
+
+
+def test_a_whole_copy_of_what_was_settled_begins_at_its_end() -> None:
+    """Nothing of it is sent again, though no anchor stands where it ends."""
+    source = known(LINES, 12_000)
+
+    assert "new" == judge([source], LINES[:5005]).verdict
+    assert Continuation("short_copy", 5005, source) == judge([source], LINES[:5005], same=True)
+
+
+def test_a_whole_copy_whose_original_is_being_cut_waits_for_its_reader_to_notice() -> None:
+    """However little of the original was settled, so that its size alone tells nothing."""
+    source = known(LINES, 500, gone_at=None)
+
+    assert "wait" == judge([source], LINES, size=600, still_s=STILL_S, same=True).verdict
+    assert "new" == judge([source], LINES, size=600, same=True, waited_s=WAIT_S).verdict
 
 
 def test_a_file_that_outgrows_its_intact_likeness_is_new_at_once() -> None:
