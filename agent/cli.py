@@ -171,7 +171,7 @@ def demo(seconds: float | None, lines: int | None) -> int:
 
 @main.group()
 def audit() -> None:
-    """Check or print the audit log, docs/audit.md. PATH: audit.jsonl of the configuration."""
+    """Check or print the audit log; see docs/audit.md."""
 
 
 @audit.command("verify")
@@ -183,6 +183,8 @@ def audit_verify(
     config_path: Path | None, path: Path | None, head: str | None, as_json: bool
 ) -> int:
     """Check the chain through all files. Exit code 1 if it is broken.
+
+    PATH is the newest file; without it, the one in the state directory of the configuration.
 
     \b
     Examples:
@@ -210,6 +212,8 @@ def audit_show(
     config_path: Path | None, path: Path | None, since: str | None, event: str | None
 ) -> None:
     """Print the records as JSON lines, oldest first. Checks nothing.
+
+    PATH is the newest file; without it, the one in the state directory of the configuration.
 
     \b
     Examples:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,10 @@ def noted(path: Path, count: int, **settings: Any) -> Verdict:
 
 def written(path: Path, event: str | None = None) -> list[dict[str, Any]]:
     return [dict(record) for record in records(path, event=event)]
+
+
+def holds(path: Path, count: int) -> bool:
+    return path.exists() and len(written(path)) == count
 
 
 async def until(true: Callable[[], object]) -> None:
@@ -210,6 +215,32 @@ async def test_any_thread_may_note_and_all_is_there(path: Path, metrics: Metrics
 
     verdict = verify(path)
     assert (True, 4000) == (verdict.whole, verdict.records)
+
+
+async def test_a_note_is_written_soon_and_not_only_at_the_end(
+    path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note itself wakes the writer: no timer does."""
+    for name, seconds in {"GATHER_S": 0.0, "SYNC_S": 1000.0, "COUNT_S": 1000.0}.items():
+        monkeypatch.setattr(audit, name, seconds)
+    async with opened(path, metrics) as log:
+        log.note("agent.started")
+        await until(partial(holds, path, 1))
+        for count in (2, 3, 4):
+            log.note("agent.stopped")
+            await until(partial(holds, path, count))
+
+
+def test_a_flood_is_counted_in_the_log(path: Path) -> None:
+    def work(log: Audit) -> None:
+        for number in range(1000):
+            log.note("file.refused", path=f"app/{number}", reason="symlink")
+
+    life(path, work)
+
+    refused = written(path, "file.refused")
+    assert len(refused) < 200
+    assert 1000 == len(refused) + written(path, "notes.lost")[-1]["count"]
 
 
 async def test_what_was_noted_before_the_start_is_there(path: Path, metrics: Metrics) -> None:
@@ -332,6 +363,16 @@ def test_a_file_taken_from_the_middle_is_missed(path: Path) -> None:
     (problem,) = verdict.problems
     assert (f"{path}.1", 1) == (problem.file, problem.line)
     assert "missing before record" in problem.what
+
+
+def test_a_rotation_under_way_does_not_break_the_check(path: Path) -> None:
+    """The newest file is opened, then renamed, then met again under its next name."""
+    noted(path, 3)
+    path.with_name("audit.jsonl.1").hardlink_to(path)
+
+    verdict = verify(path)
+
+    assert (True, 3) == (verdict.whole, verdict.records)
 
 
 def test_a_gap_left_by_a_kill_does_not_cost_an_older_file(path: Path) -> None:
