@@ -84,6 +84,9 @@ class _Pipeline:
         self._in_flight = InFlight(config.in_flight)
         self._parts = Parts(config, self._clock, self._metrics)
         self._note = self._parts.audit.note
+        # Before the rooms are made: they note what they find.
+        self._note("agent.started", version=__version__, node=config.node,
+                   config_hash=config_hash(config))  # fmt: skip
         self._spool = spool
         self._reader = threads.worker
         self._writer = threads.writer
@@ -127,8 +130,6 @@ class _Pipeline:
 
     async def run(self) -> int:
         """Run, with the audit log around everything else."""
-        self._note("agent.started", version=__version__, node=self._config.node,
-                   config_hash=config_hash(self._config))  # fmt: skip
         self._parts.audit.start()
         try:
             return await self._run()
