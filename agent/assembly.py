@@ -128,6 +128,7 @@ class Parts:
             checkpoints,
             line_bytes_max=source.line_bytes_max,
             forget_after_s=source.forget_after_s,
+            note=self.audit.note,
             clock=self.clock,
             metrics=self.metrics,
         )

@@ -226,7 +226,7 @@ def audit_show(
 
 
 def _audit_path(config_path: Path | None) -> Path:
-    return _load(config_path).agent.state_dir / "audit.jsonl"
+    return _load(config_path).audit_path
 
 
 def _json(value: object) -> str:

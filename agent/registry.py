@@ -15,6 +15,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from agent.clock import Clock
+from agent.core.auditing import Note, unheard
 from agent.core.continuation import Index
 from agent.core.discovery import FileKey, Seen
 from agent.core.identity import Birth, Change, Checkpoint, Readable, compare, examine
@@ -50,6 +51,7 @@ class Registry:
         *,
         line_bytes_max: int,
         forget_after_s: float,
+        note: Note = unheard,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -61,6 +63,7 @@ class Registry:
             self._holder, self._index, line_bytes_max=line_bytes_max, clock=clock
         )
         self._forget_after_s = forget_after_s
+        self._note = note
         self._clock = clock
         self._metrics = metrics
         self.inodes: set[int] = set()
@@ -150,6 +153,9 @@ class Registry:
         event(log, logging.WARNING, "generation.begun", source=who.source_id, path=before.path,
               cause=change.cause, generation=who.generation, watermark=before.watermark,
               resume_at=change.resume_at)  # fmt: skip
+        self._note("generation.begun", source=who.source_id, path=before.path, client=who.client,
+                   cause=change.cause, generation=who.generation, watermark=before.watermark,
+                   resume_at=change.resume_at)  # fmt: skip
         self._metrics.generations.labels(change.cause).inc()
         self._begun = True
         return starting_at(change.resume_at, file, who)

@@ -250,6 +250,11 @@ class Sources:
             file.close()
             return
         followed, base = found
+        if followed.seen is None:
+            copied = "copy" if base.birth != file.birth else "new"
+            self._note("file.adopted", path=seen.path, client=base.client, source=base.source_id,
+                       generation=base.generation, offset=base.watermark,
+                       why=copied if known is None else "known")  # fmt: skip
         self._see(followed, seen)
         self._follow(followed, base, file)
 

@@ -115,7 +115,7 @@ class Audit(Policy, frozen=True):
     path: Path | None = None
     """None: ``Config.audit_path`` says where."""
     bytes_max: Annotated[int, Meta(ge=64 * KIB)] = 16 * MIB
-    files_max: Annotated[int, Meta(ge=1, le=1000)] = 8
+    files_max: Annotated[int, Meta(ge=2, le=1000)] = 8
 
 
 class Http(Policy, frozen=True):
