@@ -34,6 +34,7 @@ class GapSkippingLedger(Ledger):
             self.mark = chunk.end, chunk.tail
 
 
+@pytest.mark.timeout(600)  # 45 s alone, and much of that again beside others
 def test_a_ledger_that_skips_a_gap_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that passes whatever the ledger does would prove nothing: 200 programs must do."""
     monkeypatch.setattr("agent.harvester.Ledger", GapSkippingLedger)

@@ -15,6 +15,7 @@ from agent.core.continuation import WAIT_S, Index
 from agent.core.discovery import FileKey
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
+from agent.departed import GRACE_S
 from agent.harvester import Truncated
 from agent.opener import Opened, open_beneath
 from agent.registry import Registry, _faces, _in_flight
@@ -334,7 +335,8 @@ def test_the_tombstone_of_a_file_is_kept_while_its_copy_goes_on_as_it(world: Wor
 
     world.copy.unlink()
     forgotten: list[Checkpoint] = []
-    for _ in range(3):
+    for _ in range(4):
+        world.clock.advance(GRACE_S)  # until then its descriptor is held
         life.sources.apply(life._scanner.scan())
         forgotten += life.registry.take().forgotten
         life.read()
