@@ -9,10 +9,7 @@ Runs in the worker thread; nothing here waits or logs.
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from hashlib import blake2b
-from typing import NamedTuple, Protocol
-
-import msgspec
+from typing import NamedTuple
 
 from agent import wire
 from agent.builders import UNPARTITIONED, Builders, Stream
@@ -26,23 +23,11 @@ from agent.core.ledger import Chunk, Row
 from agent.core.lines import NUL, Piece
 from agent.core.policy import SchemaPolicy
 from agent.core.record import Origin, Recorder, RecordPolicy
+from agent.rejects import OVERSIZE, Bad, Rejects, Source
 from agent.telemetry import Metrics
 
-SHOWN_BYTES = 64 << 10
-"""How much of a line over the limit goes into its dead letter."""
-OVERSIZE = Rejection("oversize", "")
-UNTERMINATED = Rejection("unterminated", "the file is gone, and its last line has no end")
 RECORDERS_MAX = 1024
 _BOM = b"\xef\xbb\xbf"
-
-
-class Source(Protocol):
-    """Where a piece was read; a harvester is one."""
-
-    @property
-    def base(self) -> Checkpoint: ...
-    def chunk(self, piece: Piece) -> Chunk: ...
-    def head(self, start: int, length: int) -> bytes: ...
 
 
 class Sealed(NamedTuple):
@@ -50,15 +35,6 @@ class Sealed(NamedTuple):
 
     events: list[Batch]
     dead_letters: list[Batch]
-
-
-class Bad(NamedTuple):
-    """A line that is rejected: ``shown`` is its beginning, ``length`` that of the whole."""
-
-    start: int
-    end: int
-    shown: bytes
-    length: int
 
 
 class ChunkPolicy(NamedTuple):
@@ -72,7 +48,7 @@ class ChunkPolicy(NamedTuple):
 
 
 class Chunker:
-    """Fill batches from pieces. One thread only, but for ``dead_letter_of``."""
+    """Fill batches from pieces. One thread only, but for ``rejects.of_record``."""
 
     def __init__(
         self,
@@ -86,6 +62,12 @@ class Chunker:
         self._policy = policy
         self.events = events
         self.dead_letters = dead_letters
+        self.rejects = Rejects(
+            dead_letters,
+            line_bytes_max=policy.line_bytes_max,
+            shown_bytes_max=policy.record.dead_letter_bytes_max,
+            clock=clock,
+        )
         self._clock = clock
         self._metrics = metrics
         self._decode = Decoder(policy.schema).decode
@@ -102,7 +84,7 @@ class Chunker:
         self.dead_letters.begin()
         tally: Counter[str] = Counter()
         if piece.skipped_to > piece.start:
-            self._skipped(source, chunk, recorder, piece, tally)
+            self.rejects.skipped(source, chunk, recorder, piece, tally)
         start = piece.skipped_to
         for body in piece.lines:
             end = start + len(body) + 1
@@ -119,7 +101,8 @@ class Chunker:
                 tally["blank"] += 1
             else:
                 assert isinstance(decoded, Rejection)
-                self._reject(chunk, recorder, Bad(start, end, line, len(line)), decoded, tally)
+                bad = Bad(decoded, start, end, line, len(line))
+                self.rejects.line(chunk, recorder, bad, tally)
             start = end
         self._count(chunk, tally, recorder)
         return chunk
@@ -161,29 +144,6 @@ class Chunker:
         due = [stream.due_in_s(now_s) for stream in (self.events, self.dead_letters)]
         return min((s for s in due if s is not None), default=idle_s)
 
-    def dead_letter_of(self, batch: Batch, reason: str) -> Batch:
-        """Turn a single record that Kafka will not have into a dead letter in its place.
-
-        One that is a dead letter already gives up its payload and says how much that was.
-        Touches nothing that belongs to the worker.
-        """
-        assert batch.count == 1, "isolate first"
-        (record,) = wire.records(batch)
-        headers = dict(record.headers)
-        now_ms = int(self._clock.wall() * 1000)  # its own time may be what is refused
-        if "reason" in headers:
-            whole = headers.get("cut") or b"%d" % len(record.value)
-            digest = blake2b(record.value, digest_size=16).hexdigest()
-            value = msgspec.json.encode({"length": int(whole), "hash": digest})
-            kept = [(name, content) for name, content in record.headers if name != "cut"]
-            refused = wire.Record(now_ms, record.key, value, [*kept, ("cut", whole)])
-        else:
-            why = [("reason", reason.encode()), ("detail", b"refused by the topic")]
-            kept = [(name, headers[name]) for name in ("source", "event_type") if name in headers]
-            key = headers.get("source", record.key)
-            refused = wire.Record(now_ms, key, record.value, [*why, *kept])
-        return self.dead_letters.kafka.one(refused, batch)
-
     def _take(self) -> Sealed:
         """Collect what was sealed; what its topic would refuse for its size goes another way."""
         fitting, dead_letters = [], self.dead_letters.take()
@@ -192,9 +152,9 @@ class Chunker:
                 fitting.append(batch)
             else:
                 self._metrics.lines_rejected.labels("refused_too_large").inc()
-                dead_letters.append(self.dead_letter_of(batch, "refused_too_large"))
+                dead_letters.append(self.rejects.of_record(batch, "refused_too_large"))
         shrunk = [
-            b if _fits(self.dead_letters.kafka, b) else self.dead_letter_of(b, "")
+            b if _fits(self.dead_letters.kafka, b) else self.rejects.of_record(b, "")
             for b in dead_letters
         ]
         return Sealed(fitting, shrunk)
@@ -207,41 +167,6 @@ class Chunker:
         tally["hole_bytes"] += len(line) - len(left)
         fits = len(left) <= self._policy.line_bytes_max
         return left, self._decode(left, wall_s) if fits else OVERSIZE
-
-    def _skipped(
-        self, source: Source, chunk: Chunk, recorder: Recorder, piece: Piece, tally: Counter[str]
-    ) -> None:
-        """Account for what a piece begins with and is no line."""
-        start, end = piece.start, piece.skipped_to
-        if piece.skipped == "hole":
-            tally["hole_bytes"] += end - start
-            return
-        oversize = piece.skipped == "oversize"
-        length = end - start - oversize  # without its newline, if it has one
-        shown = source.head(start, min(length, SHOWN_BYTES)).lstrip(NUL)
-        if shown.strip() or length > SHOWN_BYTES:
-            rejection = OVERSIZE if oversize else UNTERMINATED
-            self._reject(chunk, recorder, Bad(start, end, shown, length), rejection, tally)
-        else:
-            tally["blank"] += 1
-
-    def _reject(
-        self,
-        chunk: Chunk,
-        recorder: Recorder,
-        bad: Bad,
-        rejection: Rejection,
-        tally: Counter[str],
-    ) -> None:
-        tally[rejection.reason] += 1
-        shown = bad.shown
-        if rejection is OVERSIZE:
-            limit = self._policy.line_bytes_max
-            rejection = Rejection("oversize", f"{bad.length} bytes, at most {limit}")
-            shown = shown[:SHOWN_BYTES]
-        record = recorder.dead_letter(shown, rejection, bad.start, bad.end, bad.length)
-        now_s, now_ms = self._clock.monotonic(), int(self._clock.wall() * 1000)
-        self.dead_letters.lines.add(chunk, now_ms, record, now_s)
 
     def _recorder(self, of: Checkpoint) -> Recorder:
         key = of.source_id, of.generation, of.client
@@ -264,9 +189,10 @@ class Chunker:
     def _count(self, chunk: Chunk, tally: Counter[str], recorder: Recorder) -> None:
         metrics = self._metrics
         metrics.lines_read.inc(chunk.lines)
-        metrics.read_bytes.inc(chunk.end - chunk.start)
+        hole_bytes = tally.pop("hole_bytes", 0)
+        metrics.hole_bytes.inc(hole_bytes)
+        metrics.read_bytes.inc(chunk.bytes - hole_bytes)
         metrics.lines_blank.inc(tally.pop("blank", 0))
-        metrics.hole_bytes.inc(tally.pop("hole_bytes", 0))
         metrics.control_characters_removed.inc(tally.pop("removed", 0))
         metrics.metadata_overwritten.inc(recorder.overwritten)
         recorder.overwritten = 0

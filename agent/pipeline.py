@@ -251,7 +251,7 @@ class _Pipeline:
 
     def _refused(self, outlet: str, batch: Batch, reason: str) -> None:
         """Kafka will never take this one record: it goes on as a dead letter, in its place."""
-        dead_letter = self._worker.chunker.dead_letter_of(batch, reason)
+        dead_letter = self._worker.chunker.rejects.of_record(batch, reason)
         if outlet != "dead_letters":
             self._metrics.lines_rejected.labels(reason).inc()
         self._dead_letters.admit(dead_letter)

@@ -73,7 +73,7 @@ class Metrics:
         self.lines_rejected = self._counter(
             "lines_rejected", "Lines that became dead letters.", reason=REASONS
         )
-        self.read_bytes = self._counter("read_bytes", "Bytes read from source files.")
+        self.read_bytes = self._counter("read_bytes", "Bytes read from source files, holes apart.")
         self.hole_bytes = self._counter(
             "hole_bytes", "NUL bytes before lines, which nobody wrote: passed over."
         )

@@ -157,7 +157,7 @@ async def begun(
         if name == "events":
             made.refused.append(batch)
         else:
-            made.way.admit(made.chunker.dead_letter_of(batch, reason))
+            made.way.admit(made.chunker.rejects.of_record(batch, reason))
 
     outlet = Outlet(
         name,

@@ -276,7 +276,7 @@ def test_a_refused_records_dead_letter_is_of_now() -> None:
     )
     refused = sealed([Record(1, b"key", b"{}", [("source", b"s")])])
     for _ in range(2):  # as an event, and as the dead letter it is then
-        refused = chunker.dead_letter_of(refused, "refused_invalid")
+        refused = chunker.rejects.of_record(refused, "refused_invalid")
         assert [int(WALL_S * 1000)] == [r.timestamp_ms for r in wire.records(refused)]
 
 
