@@ -1,7 +1,9 @@
 """Makes the rooms from the configuration: which number of which section steers what."""
 
+import logging
 import os
 import random
+import resource
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -33,10 +35,20 @@ from agent.scanner import Scanner
 from agent.sink import Outlet
 from agent.sources import Sources
 from agent.spooler import SpoolRules
-from agent.telemetry import Metrics
+from agent.telemetry import Metrics, event
 from agent.turns import Turns
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+DESCRIPTORS_KEPT = 128
+"""Of the process's limit, for connections, the store, watches and the scan's way down."""
+
+
+def descriptors_within(configured: int, limit: int) -> int:
+    """Return how many source files may be open at once where ``limit`` descriptors may be."""
+    return min(configured, max(limit - DESCRIPTORS_KEPT, limit // 4, 1))
 
 
 class Parts:
@@ -124,6 +136,11 @@ class Parts:
         limits = ClientLimits(
             self.config.quota.client, self.config.dlq.lines_per_s_max, self.clock.monotonic
         )
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        descriptors_max = descriptors_within(source.descriptors_max, limit)
+        if descriptors_max < source.descriptors_max:
+            event(log, logging.WARNING, "descriptors.reduced", configured=source.descriptors_max,
+                  descriptors_max=descriptors_max, process_limit=limit)  # fmt: skip
         registry = Registry(
             checkpoints,
             line_bytes_max=source.line_bytes_max,
@@ -136,7 +153,7 @@ class Parts:
             self._open,
             registry,
             line_bytes_max=source.line_bytes_max,
-            descriptors_max=source.descriptors_max,
+            descriptors_max=descriptors_max,
             held_bytes_max=source.held_bytes_max,
             start_at_end=source.start_at == "end",
             deletion=Deletion(

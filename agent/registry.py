@@ -66,8 +66,6 @@ class Registry:
         self._note = note
         self._clock = clock
         self._metrics = metrics
-        self.inodes: set[int] = set()
-        """Of every file remembered: after a restart a scan has nothing else to know them by."""
         self._by_birth: dict[Birth, Followed] = {}
         self._moving: dict[Followed, None] = {}  # whose rows may not be what the index says
         self._ending: list[Harvester] = []  # superseded, but not settled to their end yet
@@ -80,7 +78,6 @@ class Registry:
             if known is not None:
                 self._bury(self._ended(known.checkpoint))
             self._by_birth[row.birth] = Followed(row.birth, row)
-            self.inodes.add(row.birth.inode)
         for followed in self._by_birth.values():
             self._bury(followed)
             self._moving[followed] = None
@@ -90,6 +87,12 @@ class Registry:
     def empty(self) -> bool:
         """Return whether nothing was ever followed."""
         return not self._by_birth
+
+    @property
+    def inodes(self) -> set[int]:
+        """Return those of every file remembered; after a restart a scan has nothing else to know
+        them by. From any thread."""
+        return {birth.inode for birth in list(self._by_birth)}
 
     def take(self) -> Changes:
         """Return what has to reach the disk since the last call."""
@@ -120,7 +123,6 @@ class Registry:
             if base is None:
                 return None
             followed = self._by_birth[file.birth] = Followed(file.birth, base)
-            self.inodes.add(file.birth.inode)
             self._moving[followed] = None
             if base.birth != file.birth:
                 self._copies[_key(base)].add(followed)
@@ -213,7 +215,7 @@ class Registry:
     def _forget(self) -> None:
         """Let go of tombstones past their time, but not of one whose copy is still followed."""
         before = self._clock.wall() - self._forget_after_s
-        later, known = [], len(self._by_birth)
+        later = []
         while self._tombstones and self._tombstones[0][0] < before:
             tombstone = heappop(self._tombstones)
             dead = tombstone[2]
@@ -233,8 +235,6 @@ class Registry:
                 self.forgotten.append(row)
         for tombstone in later:
             heappush(self._tombstones, tombstone)
-        if known != len(self._by_birth):
-            self.inodes = {birth.inode for birth in self._by_birth}
 
     def _holder(self, row: Checkpoint) -> Followed | None:
         """Return the file that goes on as ``row``: a copy while there is one, else the original."""

@@ -71,9 +71,8 @@ class Rounds:
 
     async def scan(self) -> Scan:
         """Look once, hand what was met to the intake, and say when the root changed its state."""
-        known, remembered = self._intake.known, self._intake.remembered
         loop = asyncio.get_running_loop()
-        scan = await loop.run_in_executor(self._executor, self._scanner.scan, known, remembered)
+        scan = await loop.run_in_executor(self._executor, self._look)
         await self._intake.take_in(scan)
         if scan.root_problem != self.root_problem:
             self.root_problem = scan.root_problem
@@ -81,6 +80,9 @@ class Rounds:
             event(log, level, "root.scanned", root=str(self.root), problem=scan.root_problem,
                   files=len(scan.files))  # fmt: skip
         return scan
+
+    def _look(self) -> Scan:
+        return self._scanner.scan(self._intake.known, self._intake.remembered)
 
     @property
     def watcher_problem(self) -> str | None:
