@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry
 from agent.assembly import descriptors_within
 from agent.clock import SystemClock
 from agent.core.lines import Piece
-from agent.core.quota import Allowances
 from agent.demo.broker import EmbeddedKafka
 from agent.harvester import Followed
 from agent.opener import Descriptor, Refused, open_beneath
@@ -24,7 +23,7 @@ from agent.registry import Registry
 from agent.scanner import Scanner
 from agent.sources import Sources
 from agent.telemetry import Metrics
-from agent.turns import Turns
+from tests.fakes import no_deletion, unlimited_turns
 from tests.running import Agent, append, feedback, mock_topics
 from tests.test_opener import descriptors
 
@@ -63,7 +62,9 @@ class Reader:
             line_bytes_max=LINE_BYTES_MAX,
             descriptors_max=DESCRIPTORS_MAX,
             start_at_end=False,
-            turns=Turns(Allowances(None, 0.0, clock.monotonic), metrics),
+            deletion=no_deletion(clock, metrics),
+            clock=clock,
+            turns=unlimited_turns(clock, metrics),
             metrics=metrics,
         )
         self.lines = 0

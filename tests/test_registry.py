@@ -341,3 +341,19 @@ def test_the_tombstone_of_a_file_is_kept_while_its_copy_goes_on_as_it(world: Wor
         forgotten += life.registry.take().forgotten
         life.read()
     assert [0] == [row.generation for row in forgotten]
+
+
+def test_what_is_gone_is_remembered_across_a_restart(world: World) -> None:
+    """A scan must not pass it over as too old, should it come back."""
+    append(world.file, lines(0, 100))
+    inode = world.file.stat().st_ino
+    life = world.restart()
+    life.scan()
+    life.settle()
+    assert {inode} == life.registry.inodes
+    world.file.unlink()
+    life.scan()
+    assert (world.root.stat().st_dev, inode) not in life.sources.known
+
+    assert {inode} == life.registry.inodes
+    assert {inode} == world.restart().registry.inodes
