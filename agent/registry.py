@@ -205,10 +205,10 @@ class Registry:
         two readers of one generation would have two watermarks. It is known by all that was read
         too, for there may be nothing settled yet.
         """
-        for followed in [*self._moving]:
+        for followed in self._moving:
             self._index.put(followed, *_faces(followed))
-            if followed.harvester is None:
-                del self._moving[followed]
+        # Made anew: a dict keeps the room of all the files that it ever held.
+        self._moving = {f: None for f in self._moving if f.harvester is not None}
         for harvester in self._ending:
             self._index.put(harvester, *_in_flight(harvester))
 

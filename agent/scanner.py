@@ -232,7 +232,7 @@ class _Walk:
             return "not_regular"
         if status.st_dev != self._device:
             return "other_device"
-        seen = Seen(path, client, status.st_ino, status.st_dev, status.st_size, status.st_mtime_ns)
+        seen = Seen(path, client, status.st_ino, self._device, status.st_size, status.st_mtime_ns)
         return None if self._admission.offer(seen) else "old"
 
     def _skip(self, path: str, client: str, reason: SkipReason) -> None:

@@ -114,8 +114,6 @@ class Strangers:
 
         Raises ``OSError`` when the file cannot be read.
         """
-        if self._index is None:
-            self._index = self._make_index()
         now_s, size = self._clock.monotonic(), file.size()
         undecided = self._undecided.setdefault(seen.key, _Undecided(seen, now_s))
         undecided.look(seen, size, now_s)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -278,6 +279,14 @@ def rebuilt(registry: Registry) -> Index:
     return index
 
 
+def contents(index: Index) -> dict[int, Counter[Checkpoint]]:
+    """Return what ``index`` holds, however it holds it."""
+    return {
+        key: Counter([bucket] if isinstance(bucket, Checkpoint) else bucket)
+        for key, bucket in index._buckets.items()
+    }
+
+
 def test_the_index_is_at_any_scan_what_a_rebuilt_one_would_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -292,7 +301,7 @@ def test_the_index_is_at_any_scan_what_a_rebuilt_one_would_be(
         if new:
             compared += 1
             wanted = rebuilt(registry)
-            assert wanted._buckets == registry._index._buckets
+            assert contents(wanted) == contents(registry._index)
             assert wanted._lengths == registry._index._lengths
 
     monkeypatch.setattr(Registry, "scanned", checked)

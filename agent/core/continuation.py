@@ -151,9 +151,10 @@ class Index:
     """
 
     def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
-        self._buckets: dict[bytes, dict[Checkpoint, int]] = {}  # each with its number of owners
+        # One row mostly, and then it stands for itself: a dict would cost 200 bytes for each file.
+        self._buckets: dict[int, Checkpoint | dict[Checkpoint, int]] = {}
         self._lengths: defaultdict[int, int] = defaultdict(int)
-        self._rows: dict[Hashable, tuple[Checkpoint, ...]] = {}
+        self._rows: dict[Hashable, Checkpoint | tuple[Checkpoint, ...]] = {}  # as above
         for checkpoint in checkpoints:
             self.put(checkpoint, checkpoint)
 
@@ -164,6 +165,8 @@ class Index:
         """
         rows = tuple(row for row in rows if row.watermark >= CONTINUE_BYTES_MIN)
         before = self._rows.get(owner, ())
+        if isinstance(before, Checkpoint):
+            before = (before,)
         if rows == before:
             return
         for row in before:
@@ -171,23 +174,32 @@ class Index:
         for row in rows:
             self._add(row)
         if rows:
-            self._rows[owner] = rows
+            self._rows[owner] = rows[0] if len(rows) == 1 else rows
         else:
             del self._rows[owner]
 
     def _add(self, row: Checkpoint) -> None:
-        bucket = self._buckets.setdefault(_bucket_of(row), {})
-        bucket[row] = bucket.get(row, 0) + 1
+        key = _bucket_of(row)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            self._buckets[key] = row
+        else:
+            if isinstance(bucket, Checkpoint):
+                bucket = self._buckets[key] = {bucket: 1}
+            bucket[row] = bucket.get(row, 0) + 1  # of its owners
         self._lengths[fingerprint_range(row.watermark).end] += 1
 
     def _discard(self, row: Checkpoint) -> None:
         key, length = _bucket_of(row), fingerprint_range(row.watermark).end
         bucket = self._buckets[key]
-        bucket[row] -= 1
-        if not bucket[row]:
-            del bucket[row]
-        if not bucket:
+        if isinstance(bucket, Checkpoint):
             del self._buckets[key]
+        else:
+            bucket[row] -= 1
+            if not bucket[row]:
+                del bucket[row]
+            if not bucket:
+                del self._buckets[key]
         self._lengths[length] -= 1
         if not self._lengths[length]:
             del self._lengths[length]
@@ -202,7 +214,7 @@ class Index:
             checkpoint
             for stem in _stems(sighting.path)
             for fingerprint in prints
-            for checkpoint in self._buckets.get(_key(sighting.client, stem, fingerprint), ())
+            for checkpoint in self._bucket(_key(sighting.client, stem, fingerprint))
             if _plausible(checkpoint, sighting.birth)
         )
         return nsmallest(CANDIDATES_MAX, found, key=_preference)
@@ -210,8 +222,12 @@ class Index:
     def of_life(self, row: Checkpoint) -> list[Checkpoint]:
         """Return what it holds of the source and generation of ``row``, beginning as ``row``."""
         life = row.source_id, row.generation
-        bucket = self._buckets.get(_bucket_of(row), {})
+        bucket = self._bucket(_bucket_of(row))
         return [found for found in bucket if (found.source_id, found.generation) == life]
+
+    def _bucket(self, key: int) -> Iterable[Checkpoint]:
+        bucket = self._buckets.get(key, {})
+        return (bucket,) if isinstance(bucket, Checkpoint) else bucket
 
 
 def _plausible(before: Checkpoint, birth: Birth) -> bool:
@@ -225,13 +241,14 @@ def _plausible(before: Checkpoint, birth: Birth) -> bool:
     )
 
 
-def _bucket_of(checkpoint: Checkpoint) -> bytes:
+def _bucket_of(checkpoint: Checkpoint) -> int:
     stem = checkpoint.path.rpartition("/")[2].partition(".")[0]
     return _key(checkpoint.client, stem, checkpoint.fingerprint)
 
 
-def _key(client: str, stem: str, fingerprint: bytes) -> bytes:
-    return digest(repr((client, stem)).encode() + fingerprint)
+def _key(client: str, stem: str, fingerprint: bytes) -> int:
+    """Return a number that stands for all three: smaller than the digest it is made of."""
+    return int.from_bytes(digest(repr((client, stem)).encode() + fingerprint)[:8])
 
 
 def _stems(path: str) -> Iterator[str]:
