@@ -270,7 +270,9 @@ def _faces(followed: Followed) -> tuple[Checkpoint, ...]:
     if harvester is not None and harvester.ledger.in_flight_bytes:
         return _in_flight(harvester)
     row = followed.latest()
-    return (row if followed.seen is None else replace(row, gone_at=None),)
+    if followed.seen is not None and row.gone_at is not None:
+        row = replace(row, gone_at=None)
+    return (row,)  # mostly the very row that is kept anyway: another would double its memory
 
 
 def _in_flight(harvester: Harvester) -> tuple[Checkpoint, Checkpoint]:
