@@ -16,6 +16,7 @@ from agent.core.identity import Birth
 from agent.harvester import Followed
 from agent.opener import Refused
 from agent.telemetry import Metrics, event
+from agent.unpacking import is_content
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Deletion:
         wall_s, before, self._due = self._clock.wall(), self._due, {}
         for followed in known:
             seen, row = followed.seen, followed.latest()
-            if seen is None or _busy(followed):
+            if seen is None or _busy(followed) or is_content(followed.birth):
                 continue
             if deletable(seen, row, self._include, wall_s=wall_s, after_s=self._after_s):
                 if acknowledged and before.get(seen.key) == seen:

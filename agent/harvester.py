@@ -14,6 +14,7 @@ from agent.core.identity import (
     Anchor,
     Birth,
     Checkpoint,
+    Held,
     Readable,
     advance,
     anchor_range,
@@ -85,7 +86,7 @@ class Harvester:
         "seen_to",
     )
 
-    def __init__(self, file: Readable, base: Checkpoint, line_bytes_max: int) -> None:
+    def __init__(self, file: Held, base: Checkpoint, line_bytes_max: int) -> None:
         self.file = file
         self.more = True
         self.ending = False
@@ -158,8 +159,10 @@ class Harvester:
         """Return how far this generation is settled, and the proof of it. From either thread."""
         base, (watermark, tail) = self._base, self.ledger.mark
         base = self._advanced(base, watermark, tail)
-        self._base = replace(base, path=self.path, gone_at=self.gone_at)
-        return self._base
+        if (base.path, base.gone_at) != (self.path, self.gone_at):
+            base = replace(base, path=self.path, gone_at=self.gone_at)
+        self._base = base
+        return base
 
     def reached(self) -> Checkpoint:
         """Return what ``checkpoint`` will be once all that was read is settled."""

@@ -33,6 +33,7 @@ Reason = Literal[
     "outside",
     "links",
     "other_device",
+    "corrupt",
     "error",
 ]
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 NAMED_MAX = 100
 """Of those in ``named``: the counts tell of the rest."""
-QUIET = frozenset({"compressed", "gone", "old"})
+QUIET = frozenset({"gone", "old"})
 """As it was asked for, or nobody's problem."""
 
 _Reasons = dict[str, str]  # by path

@@ -18,11 +18,11 @@ from agent.clock import Clock
 from agent.core.auditing import Note, unheard
 from agent.core.continuation import Index
 from agent.core.discovery import FileKey, Seen
-from agent.core.identity import Birth, Change, Checkpoint, Readable, compare, examine
+from agent.core.identity import Birth, Change, Checkpoint, File, Readable, compare, examine
 from agent.harvester import Followed, Harvester, first_generation, starting_at
-from agent.opener import Descriptor
 from agent.strangers import Strangers
 from agent.telemetry import Metrics, event
+from agent.unpacking import content_birth, file_birth, is_content
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Registry:
         )
         self._forget_after_s = forget_after_s
         self._note = note
-        self._clock = clock
+        self.clock = clock
         self._metrics = metrics
         self._by_birth: dict[Birth, Followed] = {}
         self._moving: dict[Followed, None] = {}  # whose rows may not be what the index says
@@ -112,7 +112,7 @@ class Registry:
             self._refresh()
         self._forget()
 
-    def identify(self, file: Descriptor, seen: Seen) -> tuple[Followed, Checkpoint] | None:
+    def identify(self, file: File, seen: Seen) -> tuple[Followed, Checkpoint] | None:
         """Say who ``file`` is and where to begin; None while that waits for evidence.
 
         Raises ``OSError`` when the file cannot be read.
@@ -143,10 +143,10 @@ class Registry:
         """End a generation and return the next; what is pending of the old one settles alone."""
         before = followed.latest()
         if followed.harvester is not None:
-            followed.harvester.gone_at = self._clock.wall()
+            followed.harvester.gone_at = self.clock.wall()
             self._ending.append(followed.harvester)
         else:
-            self.rows.append(replace(before, gone_at=self._clock.wall()))
+            self.rows.append(replace(before, gone_at=self.clock.wall()))
             self._bury(self.rows[-1])
         if followed.birth == before.birth:
             who = replace(before, generation=before.generation + 1, gone_at=None)
@@ -164,14 +164,35 @@ class Registry:
 
     def lose(self, followed: Followed) -> None:
         """Note that a file is gone: a tombstone, once what its descriptor holds is read."""
-        followed.seen = None
-        gone_at = self._clock.wall()
-        if followed.harvester is not None:
-            followed.harvester.gone_at = gone_at
-        followed.checkpoint = replace(followed.latest(), gone_at=gone_at)
-        self.rows.append(followed.checkpoint)
+        gone_at = self.clock.wall()
+        for gone in (followed, *self._other_half(followed)):
+            gone.seen = None
+            if gone.harvester is not None:
+                gone.harvester.gone_at = gone_at
+            gone.checkpoint = replace(gone.latest(), gone_at=gone_at)
+            self.rows.append(gone.checkpoint)
+            self._moving[gone] = None
+            self._bury(gone)
+
+    def note(self, done: Checkpoint, seen: Seen) -> Followed:
+        """Note a compressed file of which all is settled; ``done`` is about the file itself."""
+        followed = self._by_birth.get(done.birth)
+        if followed is None:
+            followed = self._by_birth[done.birth] = Followed(done.birth, done)
+            self.rows.append(done)
+        elif followed.checkpoint != done:
+            followed.checkpoint = done
+            self.rows.append(done)
         self._moving[followed] = None
-        self._bury(followed)
+        for content in self._other_half(followed):
+            content.seen = seen
+        return followed
+
+    def _other_half(self, followed: Followed) -> list[Followed]:
+        """Return the content of a compressed file, or the file of a content, if it is known."""
+        birth = followed.birth
+        other = self._by_birth.get(file_birth(birth) if is_content(birth) else content_birth(birth))
+        return [] if other is None else [other]
 
     def never_met(self) -> list[Followed]:
         """Return what the store knows and no scan has met so far."""
@@ -186,7 +207,7 @@ class Registry:
         """Return an older generation as a tombstone: a crash may have come before that was noted,
         and the copy of what is never gone would be read from its beginning."""
         if row.gone_at is None:
-            row = replace(row, gone_at=self._clock.wall())
+            row = replace(row, gone_at=self.clock.wall())
             self.rows.append(row)
         return row
 
@@ -214,7 +235,7 @@ class Registry:
 
     def _forget(self) -> None:
         """Let go of tombstones past their time, but not of one whose copy is still followed."""
-        before = self._clock.wall() - self._forget_after_s
+        before = self.clock.wall() - self._forget_after_s
         later = []
         while self._tombstones and self._tombstones[0][0] < before:
             tombstone = heappop(self._tombstones)

@@ -31,7 +31,6 @@ CLIENT_NOTED_MAX = 20
 and directories cost a client nothing to make."""
 DIRECTORY_ENTRIES = 10
 """As how many names a directory counts: it is opened, listed and watched."""
-COMPRESSED = (".gz", ".zst")
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -222,8 +221,6 @@ class _Walk:
             self._skip(path, client, reason)
 
     def _file(self, entry: os.DirEntry[str], path: str, client: str) -> SkipReason | None:
-        if entry.name.endswith(COMPRESSED):  # *.jsonl.* matches them; they are not lines of text
-            return "compressed"
         try:
             status = entry.stat(follow_symlinks=False)
         except OSError as error:

@@ -11,17 +11,19 @@ from agent.clients import Clients
 from agent.clock import Clock
 from agent.core.auditing import Note, unheard
 from agent.core.discovery import FileKey, Found, Scan, Seen, plan
-from agent.core.identity import Change, Checkpoint, Readable
+from agent.core.identity import Change, Checkpoint, Held
 from agent.core.lines import Piece
 from agent.deletion import Deletion
 from agent.departed import Departed
 from agent.harvester import Followed, Harvester, Truncated
 from agent.opener import Descriptor, Refused
+from agent.packed import Packed
 from agent.refusals import Refusals
 from agent.registry import Registry
 from agent.stuck import Stuck
 from agent.telemetry import Metrics
 from agent.turns import Turns
+from agent.unpacking import COMPRESSED, content_birth, is_compressed, is_content
 
 ROOM_S = 0.05
 """Between two looks at whether a file may be closed, so that another can be opened."""
@@ -57,6 +59,7 @@ class Sources:
     ) -> None:
         self.registry = registry
         self.registry.strangers.open_file = open_file
+        self._packed = Packed(registry)
         self.turns = turns
         self.refusals = Refusals(metrics, note)
         self.clients = Clients(metrics)
@@ -103,7 +106,8 @@ class Sources:
         self._failing.clear()
         self._scanned = True
         self._openings = deque(todo.open)
-        for followed in self._stuck.scanned(f for f in self._open if self._drained(f)):
+        resting = (f for f in self._open if self._drained(f) and not is_content(f.birth))
+        for followed in self._stuck.scanned(resting):
             assert followed.seen is not None
             self._close(followed)
             self._openings.append(Found(followed.seen, "grown"))
@@ -112,6 +116,7 @@ class Sources:
             self.registry.strangers.begin_at_end = new
         self._start_at_end = False
         self.registry.scanned(new)
+        self._packed.scanned(new)
         for seen in todo.linked:
             self.refusals.refuse(seen.path, "links", "another name of a file")
         self.refusals.scanned(scan)
@@ -122,8 +127,13 @@ class Sources:
         """Return the file whose turn it is, None when none is known to have something to read."""
         for _ in range(len(self._hints)):
             self._hinted(self._hints.popleft())
+        for finished, done in [*self._packed.finished(self._drained)]:
+            self._close(finished)
+            if done is not None and finished.seen is not None:
+                self._see(done, finished.seen)
         strangers = self.registry.strangers
-        self._openings += [Found(seen, "touched") for seen in strangers.studies.go_on()]
+        again = [*strangers.studies.go_on(), *self._packed.due()]
+        self._openings += [Found(seen, "touched") for seen in again]
         for _ in range(min(len(self._openings), OPENINGS_A_TURN)):
             found = self._openings[0]
             if found.why == "new" and strangers.resting(found.seen):
@@ -188,7 +198,8 @@ class Sources:
         studying = self.registry.strangers.studies.busy
         if self._hints or studying or (self._openings and not self.waiting):
             return 0.0
-        return self.turns.wait_s(ROOM_S if self._openings else idle_s)
+        polling = self._openings or self._packed.pending
+        return self.turns.wait_s(ROOM_S if polling else idle_s)
 
     @property
     def waiting(self) -> bool:
@@ -224,10 +235,18 @@ class Sources:
         if (opened.birth.device, opened.birth.inode) != seen.key:
             opened.close()  # rotated since it was seen: the next scan knows what lies here now
             return
-        if followed is not None and followed.birth != opened.birth:
-            self._lose(self._by_key.pop(seen.key))  # the inode has a new life
         try:
-            self._adopt(opened, seen)
+            packed = is_compressed(seen.path, opened)
+            births = (opened.birth, content_birth(opened.birth)) if packed else (opened.birth,)
+            if followed is not None and followed.birth not in births:
+                self._lose(self._by_key.pop(seen.key))  # the inode has a new life
+            if packed:
+                self._adopt_packed(opened, seen)
+            elif seen.path.endswith(COMPRESSED) and self.registry.get(opened.birth) is None:
+                opened.close()
+                self.refusals.refuse(seen.path, "corrupt", "neither gzip nor zstd")
+            else:
+                self._adopt(opened, seen)
         except OSError as error:
             opened.close()
             self.refusals.refuse(seen.path, "error", error.strerror or "")
@@ -258,7 +277,22 @@ class Sources:
         self._see(followed, seen)
         self._follow(followed, base, file)
 
-    def _follow(self, followed: Followed, base: Checkpoint, file: Readable) -> None:
+    def _adopt_packed(self, file: Descriptor, seen: Seen) -> None:
+        found = self._packed.identify(file, seen)
+        if isinstance(found, Refused):
+            self.refusals.refuse(seen.path, found.reason, found.detail)
+        elif found is not None:
+            self._see(found.followed, seen)
+            if found.file is not None and found.base is not None:
+                self._follow(found.followed, found.base, found.file)
+                assert found.followed.harvester is not None
+                found.followed.harvester.ending = found.whole
+            elif found.followed.harvester is not None:
+                self.turns.add(found.followed)
+            if found.refused is not None:
+                self.refusals.refuse(seen.path, found.refused.reason, found.refused.detail)
+
+    def _follow(self, followed: Followed, base: Checkpoint, file: Held) -> None:
         assert followed.harvester is None or followed.harvester.file is file, "one reader a file"
         self.refusals.clear(base.path)
         followed.checkpoint = base

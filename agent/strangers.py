@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from agent.clock import Clock
 from agent.core.continuation import WAIT_S, Candidate, Continuation, Index, Sighting, continues
 from agent.core.discovery import FileKey, Seen
-from agent.core.identity import FINGERPRINT_BYTES, Birth, Checkpoint, Readable, examine
+from agent.core.identity import FINGERPRINT_BYTES, Birth, Checkpoint, File, Readable, examine
 from agent.harvester import Followed, first_generation, starting_at
 from agent.opener import Descriptor, Refused
 from agent.studies import Studies, Study, begins_as
+from agent.unpacking import Unpacked, is_compressed, is_content
 
 Life = tuple[str, int]
 """Source and generation."""
@@ -85,7 +86,6 @@ class Strangers:
     def scanned(self, new: Collection[FileKey]) -> None:
         """Keep those that a scan met again."""
         self._undecided = {key: u for key, u in self._undecided.items() if key in new}
-        self.studies.keep(self._undecided)
         for undecided in self._undecided.values():
             undecided.asked = False
         for birth in self._met:
@@ -109,7 +109,11 @@ class Strangers:
         u.waits_s = self._clock.monotonic()
         return True
 
-    def judge(self, file: Descriptor, seen: Seen) -> Checkpoint | None:
+    def alike(self, birth: Birth, seen: Seen, prefix: bytes) -> list[Checkpoint]:
+        """Return what a file may be a copy of that begins with ``prefix``."""
+        return self._index.alike(Sighting(birth, len(prefix), seen.path, seen.client), prefix)
+
+    def judge(self, file: File, seen: Seen) -> Checkpoint | None:
         """Say who ``file`` is and where it begins; None while that waits for evidence.
 
         Raises ``OSError`` when the file cannot be read.
@@ -149,7 +153,7 @@ class Strangers:
             self._met.append(file.birth)
         return base
 
-    def _base(self, verdict: Continuation, file: Descriptor, seen: Seen) -> Checkpoint:
+    def _base(self, verdict: Continuation, file: File, seen: Seen) -> Checkpoint:
         if verdict.verdict == "copy":
             assert verdict.source is not None
             return replace(verdict.source, path=seen.path)
@@ -158,7 +162,7 @@ class Strangers:
             offset = _last_line_end(file, self._line_bytes_max)
         return starting_at(offset, file, first_generation(file.birth, seen.path, seen.client))
 
-    def _candidate(self, before: Checkpoint, file: Descriptor, copy: _Undecided) -> Candidate:
+    def _candidate(self, before: Checkpoint, file: File, copy: _Undecided) -> Candidate:
         size = None if before.gone_at is not None else self._size_now(before, copy.size)
         probe = examine(before, before.birth, copy.size, file.pread)
         return Candidate(before, probe, size, copy.same.get(_life(before)))
@@ -172,10 +176,10 @@ class Strangers:
             return 0  # whatever it holds by now is not this generation's
         if original.harvester is not None:
             return original.harvester.file.size()
-        if original.seen is not None:
+        if original.seen is not None and not is_content(original.birth):
             return original.seen.size
-        if original.checkpoint.gone_at is None:
-            return max(copy_size, before.watermark)  # not met yet: as if it were intact
+        if original.seen is not None or original.checkpoint.gone_at is None:
+            return max(copy_size, before.watermark)  # not met yet, or packed: as if it were intact
         return None
 
     def _twins(self, copy: _Undecided) -> list[Checkpoint]:
@@ -199,25 +203,26 @@ class Strangers:
         stamp = copy.size, copy.mtime_ns
         same: bool | None = False
         with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
-            mine = self._opened(copy.seen, opened)
+            mine = opened.enter_context(contextlib.closing(self.opened(copy.seen)))
             original = self._known(before)
-            if original is not None and original.seen is None:
-                same = None if self._clock.monotonic() < copy.waits_s + WAIT_S else False
-            elif original is not None and original.seen is not None:
-                other = self._opened(original.seen, opened)
+            if original is not None and original.seen is not None:
+                other = opened.enter_context(contextlib.closing(self.opened(original.seen)))
                 if other.birth == original.birth:
                     same = yield from begins_as(mine, other)
+            elif original is not None and self._clock.monotonic() < copy.waits_s + WAIT_S:
+                same = None  # not met yet, or gone and not settled to its end
         if same is not None and (copy.size, copy.mtime_ns) == stamp:
             copy.same[_life(before)] = same
 
-    def _opened(self, seen: Seen, opened: contextlib.ExitStack) -> Descriptor:
+    def opened(self, seen: Seen) -> Descriptor | Unpacked:
+        """Open what a scan met, or what is packed in it. Raises ``OSError``."""
         file = self.open_file(seen.path)
         if isinstance(file, Refused):
             raise OSError(file.reason)
-        opened.callback(file.close)
         if (file.birth.device, file.birth.inode) != seen.key:
+            file.close()
             raise OSError("another file lies there now")
-        return file
+        return Unpacked(file) if is_compressed(seen.path, file) else file
 
 
 def _life(row: Checkpoint) -> Life:

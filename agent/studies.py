@@ -1,7 +1,7 @@
 """Looks at unknown files that take longer than one turn: done in slices, so that others are read.
 
 Lives in the worker thread. A study is a generator: it yields the number of bytes it has just read,
-and leaves what it found with whoever asked for it.
+and leaves what it found with whoever asked for it. An ``OSError`` ends it.
 """
 
 from collections.abc import Callable, Container, Generator
@@ -60,7 +60,10 @@ class Studies:
                 self._running[key] = asked.seen, asked.begin()
             key = next(iter(self._running))
             seen, study = self._running.pop(key)
-            used = next(study, None)
+            try:
+                used = next(study, None)
+            except OSError:
+                used = None
             if used is None:
                 ended.append(seen)
             else:

@@ -18,6 +18,7 @@ from agent.core.reasons import REASONS
 
 SINKS = ("events", "dead_letters")
 UNREADABLE = (
+    "corrupt",
     "error",
     "links",
     "not_regular",

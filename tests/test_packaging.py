@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = sorted(ROOT.glob("requirements*.lock"))
 PIN = re.compile(
-    r"^([a-z0-9][a-z0-9-]*)==(\S+) \\\n((?: {4}--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)",
+    r"^([a-z0-9][a-z0-9-]*)==(\S+)(?: ; [^\n]*)? \\\n"  # it may be for some Pythons only
+    r"((?: {4}--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)",
     re.MULTILINE,
 )
 

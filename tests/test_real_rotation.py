@@ -40,6 +40,7 @@ FIRST = 10_000
 """Numbers of one width, so that lines may be of one length."""
 EQUAL_BEGINNING = b" " * 1500
 LATE_MS = 60
+PACKERS = {".gz": ["gzip", "-q"], ".zst": ["zstd", "-q", "--rm"]}
 LOGROTATE = shutil.which("logrotate", path="/usr/sbin:/usr/bin:/sbin:/bin")
 SOURCE = {"scan_s": SCAN_S}
 IN_FLIGHT = {"events_max": EVENTS_MAX}
@@ -114,6 +115,7 @@ class Program:
             (self._rename, 4),
             (self._move_and_back, 2),
             (self._copy_truncate, 4),
+            (self._compress, 4),
             (self._delete, 1),
             (self._replace, 2),
             (self._come_or_go, 4),
@@ -152,15 +154,25 @@ class Program:
 
     def _shift(self, path: Path) -> Path:
         """Make way for the next ``.1``; what falls out of the last place was delivered."""
-        oldest = numbered(path, KEPT)
-        if oldest.exists():
-            self._start()
-            self.books.until_delivered()
-            oldest.unlink()
+        for packed in ("", *PACKERS):
+            oldest = numbered(path, KEPT, packed)
+            if oldest.exists():
+                self._start()
+                self.books.until_delivered()
+                oldest.unlink()
         for n in range(KEPT - 1, 0, -1):
-            if numbered(path, n).exists():
-                numbered(path, n).rename(numbered(path, n + 1))
+            for packed in ("", *PACKERS):
+                if numbered(path, n, packed).exists():
+                    numbered(path, n, packed).rename(numbered(path, n + 1, packed))
         return numbered(path, 1)
+
+    def _compress(self, path: Path) -> None:
+        plain = [p for n in range(1, KEPT + 1) if (p := numbered(path, n)).exists()]
+        if plain:
+            chosen, ending = self._draw.choice(plain), self._draw.choice([*PACKERS])
+            if chosen.stat().st_size < CONTINUE_BYTES_MIN:
+                self._too_short |= {*chosen.read_bytes().splitlines()}
+            subprocess.run([*PACKERS[ending], chosen], check=True, timeout=20)
 
     def _rename(self, path: Path) -> None:
         if path.exists():
@@ -232,8 +244,8 @@ class Program:
         time.sleep(self._draw.choice([0.0, 0.02, 0.2, 0.6]))
 
 
-def numbered(path: Path, n: int) -> Path:
-    return path.with_name(f"{path.name}.{n}")
+def numbered(path: Path, n: int, packed: str = "") -> Path:
+    return path.with_name(f"{path.name}.{n}{packed}")
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
@@ -345,6 +357,10 @@ MODES = {
     "dateext": "create\n dateext\n dateformat -%Y%m%d-%s",
     "dateext_copytruncate": "copytruncate\n dateext\n dateformat -%Y%m%d-%s",
     "delaycompress": "create\n compress\n delaycompress",
+    "compress": "create\n compress",
+    "compress_dateext": "create\n compress\n dateext\n dateformat -%Y%m%d-%s",
+    "compress_copytruncate": "copytruncate\n compress",
+    "zstd": "create\n compress\n compresscmd /usr/bin/zstd\n compressext .zst\n compressoptions -q",
 }
 TURNS = 5
 
@@ -390,3 +406,51 @@ def test_logrotate_under_a_live_writer_loses_nothing(
         assert 0 == agent.stop()
 
         assert ids(range(written)) == arrived(agent)
+
+
+COMPRESSING = [mode for mode, rule in MODES.items() if "compress" in rule.split()]
+
+
+@pytest.mark.skipif(LOGROTATE is None, reason="logrotate is not installed")
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+def test_what_logrotate_compresses_arrives_whoever_comes_and_goes(
+    embedded: EmbeddedKafka, tmp_path: Path, killed: bool
+) -> None:
+    """Unread tails are packed while the agent is down, and rotated on before it comes back."""
+    rules, state = tmp_path / "logrotate.conf", tmp_path / "logrotate.state"
+    command = [str(LOGROTATE), "-f", "-s", str(state), str(rules)]
+    topics = mock_topics(embedded)
+    with Agent(tmp_path, topics, source={"scan_s": 0.5}, in_flight=IN_FLIGHT) as agent:
+        paths = {mode: agent.root / mode / "feedback.jsonl" for mode in COMPRESSING}
+        common = "rotate 9\n missingok\n su root root"
+        texts = [f"{p} {{\n {common}\n {MODES[mode]}\n}}\n" for mode, p in paths.items()]
+        rules.write_text("".join(texts))
+        written = 0
+        agent.start()
+        for turn in range(TURNS):
+            for path in paths.values():
+                append(path, alike(written, 60))
+                written += 60
+            if turn % 2:
+                time.sleep(0.3)
+                agent.kill() if killed else agent.stop()
+                for path in paths.values():
+                    append(path, alike(written, 60))
+                    written += 60
+                for _ in range(turn):
+                    time.sleep(1.1)  # a dateext of its own
+                    subprocess.run(command, check=True, timeout=20)
+                agent.start()
+            time.sleep(1.1)
+            subprocess.run(command, check=True, timeout=20)
+
+        def missing() -> set[bytes]:
+            return set(ids(range(written))) - set(arrived(agent))
+
+        agent.until(lambda: not missing(), "all arrived", DELIVERED_WITHIN_S, every_s=0.5)
+        time.sleep(1.5)  # for what must not come
+        assert 0 == agent.stop()
+
+        found = arrived(agent)
+        assert set(ids(range(written))) == set(found)
+        assert len(found) - written <= killed * EVENTS_MAX * (TURNS // 2)

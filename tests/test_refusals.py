@@ -92,7 +92,7 @@ def test_what_comes_back_is_said_again(
     refusals: Refusals, caplog: pytest.LogCaptureFixture
 ) -> None:
     """But not what is left out as configured, or went a moment too early."""
-    quiet = tuple(Skipped(f"acme/{why}", why) for why in ("compressed", "gone", "old"))
+    quiet = tuple(Skipped(f"acme/{why}", why) for why in get_args(SkipReason) if why in QUIET)
     linked = Scan(skipped=(Skipped("acme/x.jsonl", "symlink"), *quiet))
     with caplog.at_level(logging.WARNING):
         for scan in (linked, linked, Scan(), linked):

@@ -26,7 +26,7 @@ from agent.telemetry import Metrics
 from tests import model
 from tests.fakes import FakeClock, no_deletion, unlimited_turns
 
-TURNS_MAX = 100
+TURNS_MAX = 1000
 FILE, COPY = "acme/a.jsonl", "acme/a.jsonl.1"
 Rows = dict[tuple[str, int], Checkpoint]
 
@@ -102,6 +102,8 @@ class Life:
                 self._pending.append(chunk)
                 base = followed.harvester.base
                 found.append(Read(base.path, base.generation, piece.start, piece.end))
+            if followed.harvester.more:
+                self.sources.again(followed)
         for row in self.registry.take().rows:
             self._rows[row.source_id, row.generation] = row
         return found

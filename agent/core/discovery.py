@@ -14,7 +14,6 @@ FileKey = tuple[int, int]
 SkipReason = Literal[
     "symlink",
     "not_regular",
-    "compressed",
     "other_device",
     "permission",
     "gone",

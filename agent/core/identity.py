@@ -34,12 +34,6 @@ class Readable(Protocol):
     def size(self) -> int:
         """Return the size in bytes, now."""
 
-    def links(self) -> int:
-        """Return the number of names; 0 once the file is deleted."""
-
-    def beyond_hole(self, offset: int) -> int:
-        """Return where something is stored at or after ``offset``, which may be ``offset``."""
-
     def close(self) -> None:
         """Give the descriptor back. Safe to repeat."""
 
@@ -101,6 +95,23 @@ class Anchor(Struct, frozen=True, gc=False):
 
     offset: int
     digest: bytes
+
+
+class Held(Readable, Protocol):
+    """A file that is kept open to be read on."""
+
+    def links(self) -> int:
+        """Return the number of names; 0 once the file is deleted."""
+
+    def beyond_hole(self, offset: int) -> int:
+        """Return where something is stored at or after ``offset``, which may be ``offset``."""
+
+
+class File(Readable, Protocol):
+    """A file, or the content of a compressed one, that says who it is."""
+
+    @property
+    def birth(self) -> Birth: ...
 
 
 class Checkpoint(Struct, frozen=True, gc=False, kw_only=True):
