@@ -166,20 +166,27 @@ def plan(known: Mapping[FileKey, Seen], scan: Scan) -> Plan:
     Nothing is called gone on half the truth: not what lies in an unreadable directory, and
     nothing at all after a scan that did not see the whole tree.
     """
-    names: defaultdict[FileKey, list[Seen]] = defaultdict(list)
+    met: dict[FileKey, Seen] = {}
+    linked = []
     for seen in scan.files:
-        names[seen.key].append(seen)
-    found, linked = [], []
-    for key, same in names.items():
+        key = seen.key
+        other = met.setdefault(key, seen)
+        if other is not seen:
+            met[key], further = _by_rank(known.get(key), other, seen)
+            linked.append(further)
+    found = []
+    for key, seen in met.items():
         before = known.get(key)
-        # A file with several names keeps the one we know; of unknown ones the first.
-        same.sort(key=lambda s: (before is None or s.path != before.path, s.path))
-        linked += same[1:]
-        if why := _why(before, same[0]):
-            found.append(Found(same[0], why, before))
+        if why := _why(before, seen):
+            found.append(Found(seen, why, before))
     found.sort(key=lambda f: (f.seen.mtime_ns, f.seen.path))
-    gone = [before for key, before in known.items() if key not in names and _missed(before, scan)]
+    gone = [before for key, before in known.items() if key not in met and _missed(before, scan)]
     return Plan(tuple(found), tuple(gone), tuple(linked))
+
+
+def _by_rank(before: Seen | None, one: Seen, other: Seen) -> list[Seen]:
+    """Order two names of one file: it keeps the one we know, of unknown ones the first."""
+    return sorted([one, other], key=lambda s: (before is None or s.path != before.path, s.path))
 
 
 def _why(before: Seen | None, now: Seen) -> Why | None:
