@@ -12,6 +12,10 @@ DRAINS_MAX = 16
 
 # linux/inotify.h
 IN_MODIFY = 0x002
+IN_MOVED_FROM = 0x040
+IN_MOVED_TO = 0x080
+IN_CREATE = 0x100
+IN_DELETE = 0x200
 IN_DELETE_SELF = 0x400
 IN_MOVE_SELF = 0x800
 IN_UNMOUNT = 0x2000
@@ -20,6 +24,7 @@ IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x01000000
 IN_DONT_FOLLOW = 0x02000000
 IN_EXCL_UNLINK = 0x04000000
+IN_ISDIR = 0x40000000
 _EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name that follows
 
 # linux/magic.h and the file systems' own headers: NFS, SMB, CIFS, SMB2, 9p, FUSE, Ceph.

@@ -31,11 +31,12 @@ _KINDS: list[type[FileSystemEvent]] = [
 
 
 class Lifecycle(FileSystemEventHandler):
-    """What was created, moved or deleted beneath ``root``, however deep.
+    """What was created, moved or deleted in ``root`` itself: clients that come and go.
 
-    ``changed`` is called on the loop's thread with the directories that came and those that left,
-    relative to the root, after changes of files too. ``close`` ends the threads and waits for them.
-    Raises ``OSError`` where the kernel refuses a watch.
+    Not below it: watchdog walks a whole tree before it returns, and its memory grows with the
+    directories that a client makes. ``changed`` is called on the loop's thread with the directories
+    that came and those that left, relative to the root, after changes of files too. ``close`` ends
+    the threads and waits for them. Raises ``OSError`` where the kernel refuses a watch.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Lifecycle(FileSystemEventHandler):
         self._closed = False
         self._observer: BaseObserver = InotifyObserver()
         try:
-            self._observer.schedule(self, self._root, recursive=True, event_filter=_KINDS)
+            self._observer.schedule(self, self._root, recursive=False, event_filter=_KINDS)
             self._observer.start()
         except OSError:
             self.close()

@@ -60,7 +60,8 @@ class Rounds:
             self._watcher.start(asyncio.get_running_loop())
             began_s = self._clock.monotonic()
             scan = await self.scan()
-            self._watcher.watch_all(scan.directories)
+            if scan.root_problem is None:
+                self._watcher.watch_all(scan.directories)
             problem = self._watcher.problem
             pause_s = self._interval_s if problem is None else min(self._interval_s, SCAN_BLIND_S)
             self._say(problem, pause_s)

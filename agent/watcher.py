@@ -1,16 +1,17 @@
 """Hints from the kernel: where to look before the next scan would. They may be lost; scans may not.
 
-Two sources, because one would cost too much. Lifecycle (created, moved, deleted) comes through
-watchdog. Data comes through an inotify descriptor of our own that is damped: after its first event
-nobody listens for ``damp_s``, then everything that piled up is taken at once and each file is named
-once. A file written ten thousand times a second so costs as much as one written two hundred times.
-Nothing runs while nothing happens.
+Two sources. What is created, moved or deleted in the root itself comes through watchdog. Data, and
+names in the directories that a scan has met, come through an inotify descriptor of our own: so what
+is watched is bounded as the scan is. It is damped: after its first event nobody listens for
+``damp_s``, then everything that piled up is taken at once and each file is named once. A file
+written ten thousand times a second so costs as much as one written two hundred times. Nothing runs
+while nothing happens.
 """
 
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,7 @@ EVERYTHING = None
 """What ``on_data`` is given when events were lost: any file may have grown."""
 
 _MASK = inotify.IN_MODIFY | inotify.IN_ONLYDIR | inotify.IN_EXCL_UNLINK
+_NAMES = inotify.IN_CREATE | inotify.IN_DELETE | inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO
 _ROOT_LEFT = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_UNMOUNT
 
 _BY_ERRNO: dict[int | None, Problem] = {
@@ -111,9 +113,16 @@ class Watcher:
         loop.add_reader(self._fd, self._readable)
         self.watch_directory("")
 
-    def watch_all(self, directories: Iterable[str]) -> None:
-        """Watch the files of all the directories there are; begin anew if now all have room."""
+    def watch_all(self, directories: Collection[str]) -> None:
+        """Watch the files of all the directories that a scan met, and of no others.
+
+        Begins anew if some had no watch before, and now all have.
+        """
         was_full = self._problem == "watches_exhausted"
+        directories = set(directories)
+        for wd in [wd for wd, name in self._watched.items() if name not in directories]:
+            del self._watched[wd]
+            inotify.remove_watch(self._fd, wd)
         served = [self.watch_directory(directory) for directory in directories]
         if was_full and self.running and all(served):
             # The threads of watchdog do not say which directories they had no watch for.
@@ -129,7 +138,7 @@ class Watcher:
             return False
         # A moved directory keeps its watch: the kernel answers with the one it has, and the new
         # name replaces the old one.
-        mask = _MASK | (inotify.IN_DONT_FOLLOW if relative else _ROOT_LEFT)
+        mask = _MASK | (inotify.IN_DONT_FOLLOW | _NAMES if relative else _ROOT_LEFT)
         try:
             added = inotify.add_watch(self._fd, self._root / relative, mask)
         except OSError as error:
@@ -159,17 +168,17 @@ class Watcher:
 
     def _lifecycle_changed(self, there: set[str], left: set[str]) -> None:
         # A name can be in both, in either order; the file system knows which came last.
-        for relative in left:
-            self._forget(relative)
+        if left:
+            self._forget(left)
         for relative in there:
             self.watch_directory(relative)
         self._on_change()
 
-    def _forget(self, directory: str) -> None:
-        """Drop the watches of a directory that left, and of all below it."""
-        below = directory + "/"
+    def _forget(self, left: set[str]) -> None:
+        """Drop the watches of directories that left, and of all below them."""
         for wd, name in list(self._watched.items()):
-            if name == directory or name.startswith(below):
+            parts = name.split("/")
+            if any("/".join(parts[:n]) in left for n in range(1, len(parts) + 1)):
                 del self._watched[wd]
                 inotify.remove_watch(self._fd, wd)  # fails where the kernel was first
 
@@ -181,26 +190,45 @@ class Watcher:
     def _drain(self) -> None:
         assert self._loop is not None
         self._drain_later = None
-        written: dict[str, None] = {}  # each once, in the order of the first event
-        lost = left = False
+        heard = _Heard()
         for wd, mask, name in inotify.pending(self._fd):
-            directory = self._watched.get(wd)
-            lost |= bool(mask & inotify.IN_Q_OVERFLOW)
-            left |= directory == "" and bool(mask & (_ROOT_LEFT | inotify.IN_IGNORED))
+            heard.take(self._watched.get(wd), mask, name)
             if mask & inotify.IN_IGNORED:
                 self._watched.pop(wd, None)
-            elif mask & inotify.IN_MODIFY and directory is not None:
-                written[f"{directory}/{name}" if directory else name] = None
         self._loop.add_reader(self._fd, self._readable)
-        if lost:
+        if heard.lost:
             self._overflow_until_s = self._loop.time() + OVERFLOW_QUIET_S
-        hints = [*written, EVERYTHING] if lost else written
+        hints = [*heard.written, EVERYTHING] if heard.lost else heard.written
         for path in hints:
             if self.running:  # a callback may close us
                 self._on_data(path)
-        if left and self.running:
+        if heard.root_left and self.running:
             self.close()
             self._problem = "root_missing"
             self._on_change()
-        elif lost and self.running:
+        elif heard.renamed and self.running:
+            self._lifecycle_changed(set(), heard.moved)  # what came is watched once a scan met it
+        elif heard.lost and self.running:
             self._on_change()
+
+
+class _Heard:
+    """What the events of one drain come to."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, None] = {}  # each once, in the order of the first event
+        self.moved: set[str] = set()  # directories; the watch of a deleted one ends by itself
+        self.renamed = self.lost = self.root_left = False
+
+    def take(self, directory: str | None, mask: int, name: str) -> None:
+        self.lost |= bool(mask & inotify.IN_Q_OVERFLOW)
+        if directory is None or mask & inotify.IN_IGNORED:
+            self.root_left |= directory == ""
+            return
+        self.root_left |= directory == "" and bool(mask & _ROOT_LEFT)
+        path = f"{directory}/{name}" if directory else name
+        if mask & inotify.IN_MODIFY:
+            self.written[path] = None
+        self.renamed |= bool(mask & _NAMES)
+        if mask & inotify.IN_ISDIR and mask & inotify.IN_MOVED_FROM:
+            self.moved.add(path)

@@ -150,9 +150,10 @@ async def test_every_change_of_names_asks_for_a_scan(watched: Watched, action: s
 
 
 async def test_a_new_directory_is_watched_at_once(watched: Watched) -> None:
-    """With a scan asked for, since what was written before the watch stood has no event."""
+    """With a scan asked for, since what was made before the watch stood has no event."""
     (watched.root / "later" / "deep").mkdir(parents=True)
     await watched.listener.until(lambda: watched.listener.changes > 0)
+    watched.watcher.watch_all(["", "client", "later", "later/deep"])  # as that scan does
     await watched.listener.quiet()
 
     watched.append("later/b.jsonl")
@@ -160,6 +161,23 @@ async def test_a_new_directory_is_watched_at_once(watched: Watched) -> None:
 
     wanted = {"later/b.jsonl", "later/deep/c.jsonl"}
     await watched.listener.until(lambda: wanted <= set(watched.listener.written))
+
+
+async def test_watches_grow_with_what_scans_met_not_with_what_clients_made(tmp_path: Path) -> None:
+    """A client may make a million directories; a scan stops at a bound, and so do the watches."""
+    for number in range(500):
+        (tmp_path / "flood" / f"{number}").mkdir(parents=True)
+    watched = Watched(tmp_path)
+    watched.start()
+    watched.watcher.watch_all(["", "flood", *(f"flood/{n}" for n in range(3))])
+    (tmp_path / "flood" / "more").mkdir()
+    await watched.listener.quiet()
+    watched.watcher.watch_all(["", "flood", "flood/0"])
+
+    assert {"", "flood", "flood/0"} == set(watched.watcher._watched.values())
+    assert watched.watcher._lifecycle is not None
+    assert 1 == len(watched.watcher._lifecycle._observer._inotify_fd._watch_for_wd)  # type: ignore[attr-defined]
+    watched.watcher.close()
 
 
 async def test_a_moved_directory_hints_under_its_new_name(watched: Watched) -> None:
