@@ -295,7 +295,7 @@ def test_unreadable_directories_of_a_client_become_one_note(
 ) -> None:
     """A thousand of them must not keep others' files from being known as gone."""
     monkeypatch.setattr(scanner, "CLIENT_NOTED_MAX", 3)
-    for number in range(10):
+    for number in range(12):
         write(tmp_path, f"flood/{number}/deep/x.jsonl")
     write(tmp_path, "calm/too/deep/x.jsonl")
 
