@@ -85,14 +85,20 @@ def line_of(data: bytes) -> bytes:
 def check(data: bytes) -> None:
     line = line_of(data).replace(b"\n", b" ")  # a line has none
     for decoder in DECODERS:
-        began_s = time.thread_time()
-        got = decoder.decode(line, NOW_S)
-        assert time.thread_time() - began_s < DECODE_S_MAX
+        got, took_s = timed(decoder, line)
+        if took_s >= DECODE_S_MAX:  # a pause of the machine comes once, a slow line is slow again
+            took_s = min(timed(decoder, line)[1] for _ in range(3))
+        assert took_s < DECODE_S_MAX
         if isinstance(got, Rejection):
             check_rejected(line, got)
         else:
             check_ways_agree(decoder, line, got)
             check_accepted(decoder, line, got)
+
+
+def timed(decoder: Decoder, line: bytes) -> tuple[Decoded | Rejection, float]:
+    began_s = time.thread_time()
+    return decoder.decode(line, NOW_S), time.thread_time() - began_s
 
 
 def check_rejected(line: bytes, rejection: Rejection) -> None:
