@@ -108,8 +108,7 @@ class Registry:
             self.rows.append(harvester.checkpoint())
             self._bury(self.rows[-1])
         self.strangers.scanned(new)
-        if new:
-            self._refresh()
+        self._refresh()
         self._forget()
 
     def identify(self, file: File, seen: Seen) -> tuple[Followed, Checkpoint] | None:

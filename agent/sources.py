@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 from agent.clients import Clients
 from agent.clock import Clock
 from agent.core.auditing import Note, unheard
-from agent.core.discovery import FileKey, Found, Scan, Seen, plan
+from agent.core.discovery import FileKey, Found, Scan, Seen, file_key, plan
 from agent.core.identity import Change, Checkpoint, Held
 from agent.core.lines import Piece
 from agent.deletion import Deletion
@@ -232,7 +232,7 @@ class Sources:
         if isinstance(opened, Refused):
             self.refusals.refuse(seen.path, opened.reason, opened.detail)
             return
-        if (opened.birth.device, opened.birth.inode) != seen.key:
+        if file_key(opened.birth.device, opened.birth.inode) != seen.key:
             opened.close()  # rotated since it was seen: the next scan knows what lies here now
             return
         try:

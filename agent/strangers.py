@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from agent.clock import Clock
 from agent.core.continuation import WAIT_S, Candidate, Continuation, Index, Sighting, continues
-from agent.core.discovery import FileKey, Seen
+from agent.core.discovery import FileKey, Seen, file_key
 from agent.core.identity import FINGERPRINT_BYTES, Birth, Checkpoint, File, Readable, examine
 from agent.harvester import Followed, first_generation, starting_at
 from agent.opener import Descriptor, Refused
@@ -219,7 +219,7 @@ class Strangers:
         file = self.open_file(seen.path)
         if isinstance(file, Refused):
             raise OSError(file.reason)
-        if (file.birth.device, file.birth.inode) != seen.key:
+        if file_key(file.birth.device, file.birth.inode) != seen.key:
             file.close()
             raise OSError("another file lies there now")
         return Unpacked(file) if is_compressed(seen.path, file) else file

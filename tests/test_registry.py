@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.clock import SystemClock
 from agent.core.continuation import WAIT_S, Index
-from agent.core.discovery import FileKey
+from agent.core.discovery import FileKey, file_key
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
 from agent.departed import GRACE_S
@@ -281,7 +281,7 @@ def rebuilt(registry: Registry) -> Index:
     return index
 
 
-def contents(index: Index) -> dict[int, Counter[Checkpoint]]:
+def contents(index: Index) -> dict[bytes, Counter[Checkpoint]]:
     """Return what ``index`` holds, however it holds it."""
     return {
         key: Counter([bucket] if isinstance(bucket, Checkpoint) else bucket)
@@ -364,7 +364,7 @@ def test_what_is_gone_is_remembered_across_a_restart(world: World) -> None:
     assert {inode} == life.registry.inodes
     world.file.unlink()
     life.scan()
-    assert (world.root.stat().st_dev, inode) not in life.sources.known
+    assert file_key(world.root.stat().st_dev, inode) not in life.sources.known
 
     assert {inode} == life.registry.inodes
     assert {inode} == world.restart().registry.inodes

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agent import scanner
-from agent.core.discovery import FileKey, Scan, Skipped
+from agent.core.discovery import FileKey, Scan, Skipped, file_key
 from agent.scanner import Scanner
 from tests.fakes import WALL_S, FakeClock
 from tests.test_opener import as_nobody, descriptors
@@ -42,7 +42,7 @@ def test_a_file_is_described_as_the_kernel_does(tmp_path: Path) -> None:
 
     status = file.stat()
     assert ("web/x.jsonl", "web", 5) == (seen.path, seen.client, seen.size)
-    assert (status.st_dev, status.st_ino) == seen.key
+    assert file_key(status.st_dev, status.st_ino) == seen.key
     assert status.st_mtime_ns == seen.mtime_ns
 
 
@@ -173,7 +173,7 @@ def test_files_beyond_the_limit_are_counted_and_known_ones_stay(tmp_path: Path) 
     for number in range(20):
         write(tmp_path, f"flood/{number}.jsonl")
 
-    got = Scanner(tmp_path, INCLUDE, files_max=5).scan({(known.st_dev, known.st_ino)})
+    got = Scanner(tmp_path, INCLUDE, files_max=5).scan({file_key(known.st_dev, known.st_ino)})
 
     assert "old.jsonl" in paths(got)
     assert (5, {"flood": 16}) == (len(got.files), got.over_limit)
@@ -185,7 +185,7 @@ def test_one_client_cannot_use_up_the_room_of_another(tmp_path: Path) -> None:
         write(tmp_path, f"flood/{number}.jsonl")
     write(tmp_path, "calm/x.jsonl")
     statuses = [(tmp_path / f"flood/{n}.jsonl").stat() for n in range(3)]
-    known = {(status.st_dev, status.st_ino) for status in statuses}
+    known = {file_key(status.st_dev, status.st_ino) for status in statuses}
 
     got = Scanner(tmp_path, INCLUDE, client_files_max=4).scan(known)
 
@@ -264,7 +264,7 @@ def test_a_file_that_was_followed_is_never_too_old(tmp_path: Path) -> None:
     scanner = Scanner(tmp_path, INCLUDE, ignore_older_s=1.0)
 
     for known, remembered in (
-        ({(status.st_dev, status.st_ino)}, set[int]()),
+        ({file_key(status.st_dev, status.st_ino)}, set[int]()),
         (set[FileKey](), {status.st_ino}),
     ):
         assert {"acme/x.jsonl"} == paths(scanner.scan(known, remembered))

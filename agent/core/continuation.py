@@ -151,8 +151,8 @@ class Index:
     """
 
     def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
-        # One row mostly, and then it stands for itself: a dict would cost 200 bytes for each file.
-        self._buckets: dict[int, Checkpoint | dict[Checkpoint, int]] = {}
+        # By fingerprint. One row mostly stands for itself: every known file pays for what is here.
+        self._buckets: dict[bytes, Checkpoint | dict[Checkpoint, int]] = {}
         self._lengths: defaultdict[int, int] = defaultdict(int)
         self._rows: dict[Hashable, Checkpoint | tuple[Checkpoint, ...]] = {}  # as above
         for checkpoint in checkpoints:
@@ -179,7 +179,7 @@ class Index:
             del self._rows[owner]
 
     def _add(self, row: Checkpoint) -> None:
-        key = _bucket_of(row)
+        key = row.fingerprint
         bucket = self._buckets.get(key)
         if bucket is None:
             self._buckets[key] = row
@@ -190,7 +190,7 @@ class Index:
         self._lengths[fingerprint_range(row.watermark).end] += 1
 
     def _discard(self, row: Checkpoint) -> None:
-        key, length = _bucket_of(row), fingerprint_range(row.watermark).end
+        key, length = row.fingerprint, fingerprint_range(row.watermark).end
         bucket = self._buckets[key]
         if isinstance(bucket, Checkpoint):
             del self._buckets[key]
@@ -210,23 +210,25 @@ class Index:
         ``prefix`` is its first ``min(1024, size)`` bytes.
         """
         prints = [digest(prefix[:n]) for n in self._lengths if n <= len(prefix)]
+        stems = {*_stems(sighting.path)}
         found = (
             checkpoint
-            for stem in _stems(sighting.path)
             for fingerprint in prints
-            for checkpoint in self._bucket(_key(sighting.client, stem, fingerprint))
-            if _plausible(checkpoint, sighting.birth)
+            for checkpoint in self._bucket(fingerprint)
+            if checkpoint.client == sighting.client
+            and _stem(checkpoint.path) in stems
+            and _plausible(checkpoint, sighting.birth)
         )
         return nsmallest(CANDIDATES_MAX, found, key=_preference)
 
     def of_life(self, row: Checkpoint) -> list[Checkpoint]:
         """Return what it holds of the source and generation of ``row``, beginning as ``row``."""
         life = row.source_id, row.generation
-        bucket = self._bucket(_bucket_of(row))
+        bucket = self._bucket(row.fingerprint)
         return [found for found in bucket if (found.source_id, found.generation) == life]
 
-    def _bucket(self, key: int) -> Iterable[Checkpoint]:
-        bucket = self._buckets.get(key, {})
+    def _bucket(self, fingerprint: bytes) -> Iterable[Checkpoint]:
+        bucket = self._buckets.get(fingerprint, {})
         return (bucket,) if isinstance(bucket, Checkpoint) else bucket
 
 
@@ -241,19 +243,13 @@ def _plausible(before: Checkpoint, birth: Birth) -> bool:
     )
 
 
-def _bucket_of(checkpoint: Checkpoint) -> int:
-    stem = checkpoint.path.rpartition("/")[2].partition(".")[0]
-    return _key(checkpoint.client, stem, checkpoint.fingerprint)
-
-
-def _key(client: str, stem: str, fingerprint: bytes) -> int:
-    """Return a number that stands for all three: smaller than the digest it is made of."""
-    return int.from_bytes(digest(repr((client, stem)).encode() + fingerprint)[:8])
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2].partition(".")[0]
 
 
 def _stems(path: str) -> Iterator[str]:
     """Yield what the name of the original may have been, up to its first dot."""
-    stem = path.rpartition("/")[2].partition(".")[0]
+    stem = _stem(path)
     yield stem
     for at, character in enumerate(stem):
         if character in "-_~":

@@ -8,8 +8,14 @@ from msgspec import Struct
 
 DEFAULT_CLIENT = "default"
 
-FileKey = tuple[int, int]
-"""(device, inode): enough to recognise a file from one scan to the next, not after a restart."""
+FileKey = int
+"""Device and inode: enough to recognise a file from one scan to the next, not after a restart."""
+
+
+def file_key(device: int, inode: int) -> FileKey:
+    """Return one number for both: every known file has it, and a pair would take more memory."""
+    return device << 64 | inode
+
 
 SkipReason = Literal[
     "symlink",
@@ -36,7 +42,7 @@ class Seen(Struct, frozen=True, gc=False):
 
     @property
     def key(self) -> FileKey:
-        return self.device, self.inode
+        return file_key(self.device, self.inode)
 
 
 class Skipped(Struct, frozen=True):

@@ -12,6 +12,7 @@ from agent.core.discovery import (
     Seen,
     Skipped,
     client_of,
+    file_key,
     plan,
     printable,
 )
@@ -143,7 +144,7 @@ def test_what_a_scan_takes_in_is_bounded_and_accounted_for(
     Each file is taken, too old, or counted."""
     limits = Limits(data.draw(st.integers(1, 40)), data.draw(st.integers(1, 20)))
     oldest_ns = data.draw(st.none() | st.integers(0, 9))
-    keys: set[FileKey] = {(1, inode) for inode in known}
+    keys: set[FileKey] = {file_key(1, inode) for inode in known}
     admission = Admission(limits, keys, remembered, oldest_ns)
 
     old = [seen for seen in offered if not admission.offer(seen)]
