@@ -117,8 +117,8 @@ class Packed:
                 del self._reading[key]
                 self._slots.discard(key)
                 seen, done = followed.seen, None
-                case = self._cases.pop(key)
-                if seen is None:
+                case = self._cases.pop(key, None)
+                if seen is None or case is None:
                     pass  # deleted: nobody will meet it again
                 elif file.reached < file.size() or file.packed.size() != case.size:
                     self._failed[key] = seen

@@ -9,9 +9,25 @@ from collections.abc import Callable, Collection
 from msgspec.structs import replace
 
 from agent.clock import Clock
-from agent.core.continuation import WAIT_S, Candidate, Continuation, Index, Sighting, continues
+from agent.core.continuation import (
+    CONTINUE_BYTES_MIN,
+    WAIT_S,
+    Candidate,
+    Continuation,
+    Index,
+    Sighting,
+    continues,
+)
 from agent.core.discovery import FileKey, Seen, file_key
-from agent.core.identity import FINGERPRINT_BYTES, Birth, Checkpoint, File, Readable, examine
+from agent.core.identity import (
+    FINGERPRINT_BYTES,
+    Birth,
+    Checkpoint,
+    File,
+    Probe,
+    Readable,
+    examine,
+)
 from agent.harvester import Followed, first_generation, starting_at
 from agent.opener import Descriptor, Refused
 from agent.studies import Studies, Study, begins_as
@@ -81,16 +97,23 @@ class Strangers:
         self._clock = clock
         self._undecided: dict[FileKey, _Undecided] = {}
         self._index = index
-        self._met: list[Birth] = []  # judged since the last scan
+        self._met: list[Checkpoint] = []  # as if read to their ends: nothing else is known yet
 
     def scanned(self, new: Collection[FileKey]) -> None:
         """Keep those that a scan met again."""
         self._undecided = {key: u for key, u in self._undecided.items() if key in new}
         for undecided in self._undecided.values():
             undecided.asked = False
-        for birth in self._met:
-            self._index.put(birth)
-        self._met.clear()
+        for row in [row for row in self._met if not self._unread(row)]:
+            self._index.put(row.birth)
+            self._met.remove(row)
+
+    def _unread(self, row: Checkpoint) -> bool:
+        followed = self._known(row)
+        if followed is None or _life(followed.checkpoint) != _life(row):
+            return False
+        harvester = followed.harvester
+        return harvester is not None and harvester.cursor.start < CONTINUE_BYTES_MIN
 
     def at(self, path: str) -> Seen | None:
         """Return the file at ``path`` whose identity still waits for evidence."""
@@ -149,8 +172,8 @@ class Strangers:
         del self._undecided[seen.key]
         base = self._base(verdict, file, seen)
         if base.gone_at is None:  # the same scan may have met a copy: it comes later, and waits
-            self._index.put(file.birth, starting_at(file.size(), file, base))
-            self._met.append(file.birth)
+            self._met.append(starting_at(file.size(), file, base))
+            self._index.put(file.birth, self._met[-1])
         return base
 
     def _base(self, verdict: Continuation, file: File, seen: Seen) -> Checkpoint:
@@ -164,8 +187,12 @@ class Strangers:
 
     def _candidate(self, before: Checkpoint, file: File, copy: _Undecided) -> Candidate:
         size = None if before.gone_at is not None else self._size_now(before, copy.size)
-        probe = examine(before, before.birth, copy.size, file.pread)
-        return Candidate(before, probe, size, copy.same.get(_life(before)))
+        same = copy.same.get(_life(before))
+        if same is None or before.gone_at is not None:
+            probe = examine(before, before.birth, copy.size, file.pread)
+        else:  # all was compared; its anchors move on, and what is packed cannot be asked for them
+            probe = Probe(before.birth, copy.size, None, None)
+        return Candidate(before, probe, size, same)
 
     def _size_now(self, before: Checkpoint, copy_size: int) -> int | None:
         """Return how much of the content of ``before`` there is; None where its file is gone."""

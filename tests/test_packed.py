@@ -291,6 +291,35 @@ def test_an_empty_one_is_nothing(world: World, caplog: pytest.LogCaptureFixture)
     assert 2 == len(world.rows)
 
 
+def test_one_that_is_deleted_while_it_is_read_is_read_to_its_end(world: World, pack: Pack) -> None:
+    append(world.file, lines(0, 20_000))
+    end = world.file.stat().st_size
+    packed = pack(world.file)
+    life = world.restart()
+    life.sources.apply(life._scanner.scan())
+    while not life.sources.open_files():
+        life.sources.next()
+    packed.unlink()
+    reads = [read for _ in range(4) for read in watched(world, life)]
+
+    assert end == sizes(*reads)
+    assert [] == life.sources.open_files()
+
+
+def test_beside_a_growing_original_it_is_unpacked_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(world.file, lines(0, 3000))
+    life = world.restart()
+    watched(world, life)
+    subprocess.run(["gzip", "-k", world.file], check=True)
+    assert [] == watched(world, life, 3)
+    no_unpacking(monkeypatch)
+    for n in range(20):
+        append(world.file, lines(3000 + 100 * n, 100))
+        assert {FILE} == {read.path for read in watched(world, life, 1)}
+
+
 def test_one_kept_beside_its_original_is_not_read(world: World) -> None:
     """As a copy is not: the lines are the original's, and what is unread of it is shipped once."""
     append(world.file, lines(0, 3000))

@@ -278,6 +278,8 @@ def rebuilt(registry: Registry) -> Index:
         index.put(followed, *_faces(followed))
     for harvester in registry._ending:
         index.put(harvester, *_in_flight(harvester))
+    for row in registry.strangers._met:
+        index.put(row.birth, row)
     return index
 
 

@@ -144,6 +144,21 @@ def test_a_copy_of_a_copy_is_one(world: World, kept: Life, monkeypatch: pytest.M
     assert [] == watched(world, kept, 5)
 
 
+def test_a_copy_of_what_nobody_has_read_yet_waits(world: World) -> None:
+    """There is a backlog: nothing but what the original looks like is known of it."""
+    append(world.file, lines(0, 100))
+    life = world.restart()
+    life.sources.apply(life._scanner.scan())
+    assert life.sources.next() is not None  # it is open, and its turn is not used
+    shutil.copyfile(world.file, world.copy)
+    for _ in range(3):
+        life.sources.apply(life._scanner.scan())
+        while life.sources._openings:
+            life.sources.next()
+
+    assert [FILE] == [followed.checkpoint.path for followed in life.sources.open_files()]
+
+
 class Counting(Descriptor):
     """Knows how much was read of all files."""
 
