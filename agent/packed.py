@@ -123,7 +123,7 @@ class Packed:
                 elif file.reached < file.size() or file.packed.size() != case.size:
                     self._failed[key] = seen
                 elif case.surveyed is not None and case.surveyed.end == "complete":
-                    done = self._done(file.packed, seen)
+                    done = self._done(file.packed, seen, case.size)
                 yield followed, done
 
     def identify(self, file: Descriptor, seen: Seen) -> Found | Refused | None:
@@ -151,7 +151,7 @@ class Packed:
             return None
         refused = surveyed.refused
         if not surveyed.size():
-            return refused or Found(self._done(file, seen))
+            return refused or Found(self._done(file, seen, case.size))
         try:
             found = self._registry.identify(surveyed, seen)
         except Unsurveyed as missing:
@@ -171,7 +171,7 @@ class Packed:
         passed_over = content is None and seen.key in self._registry.strangers.begin_at_end
         if passed_over or (done is not None and _is_done(done, file)):
             self._drop(seen.key)
-            return Found(self._done(file, seen))
+            return Found(self._done(file, seen, file.size()))
         if content is None and (links := file.links()) > 1:
             return Refused("links", f"{links} names")
         return None
@@ -207,7 +207,8 @@ class Packed:
         refused = surveyed.refused
         if base.watermark >= surveyed.size():
             self._drop(key)
-            return Found(followed if refused else self._done(file, seen), refused=refused)
+            done = followed if refused else self._done(file, seen, case.size)
+            return Found(done, refused=refused)
         if key not in self._slots and len(self._slots) >= OPEN_MAX:
             self._waiting[key] = seen
             return Found(followed)
@@ -230,12 +231,12 @@ class Packed:
             case.close()
         return case
 
-    def _done(self, file: Descriptor, seen: Seen) -> Followed:
-        """Note that all that is packed in ``file`` is settled, or was known to be."""
+    def _done(self, file: Descriptor, seen: Seen, size: int) -> Followed:
+        """Note that what is packed in the first ``size`` bytes is settled, or was known to be."""
         done = self._registry.get(file.birth)
         if done is None or not _is_done(done, file):
             who = first_generation(file.birth, seen.path, seen.client)
-            row = starting_at(file.size(), file, who)
+            row = starting_at(size, file, who)
         else:
             row = replace(done.checkpoint, path=seen.path, gone_at=None)
         return self._registry.note(row, seen)

@@ -157,6 +157,7 @@ def test_an_unknown_one_is_read_in_full_once(
     no_unpacking(monkeypatch)
     assert [] == watched(world, life, 3)
     assert [] == watched(world, world.restart(), 3)
+    assert {None} == {row.gone_at for row in world.rows.values()}
 
 
 def test_a_crash_before_the_end_goes_on_where_it_was(
@@ -213,6 +214,19 @@ def test_a_member_that_is_added_is_read(world: World) -> None:
     append(packed, gzip.compress(more := lines(100, 100)))
 
     assert len(more) == sizes(*watched(world, life))
+
+
+def test_a_member_that_is_added_while_the_others_are_in_flight_is_read(world: World) -> None:
+    """What was settled is not all there is by then."""
+    packed = world.file.with_name("a.jsonl.1.gz")
+    append(packed, gzip.compress(first := lines(0, 100)))
+    life = world.restart()
+    assert len(first) == sizes(*life.scan())
+    append(packed, gzip.compress(more := lines(100, 100)))
+    life.settle()
+
+    assert len(more) == sizes(*watched(world, life))
+    assert [] == watched(world, world.restart())
 
 
 def test_one_that_is_being_written_waits(world: World) -> None:
@@ -309,9 +323,10 @@ def test_one_that_is_deleted_while_it_is_read_is_read_to_its_end(world: World, p
 def test_beside_a_growing_original_it_is_unpacked_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append(world.file, lines(0, 3000))
     life = world.restart()
-    watched(world, life)
+    for n in range(12):
+        append(world.file, lines(250 * n, 250))
+        watched(world, life, 1)
     subprocess.run(["gzip", "-k", world.file], check=True)
     assert [] == watched(world, life, 3)
     no_unpacking(monkeypatch)
@@ -340,7 +355,7 @@ def test_a_copy_of_a_packed_file_is_not_read(world: World) -> None:
     life = world.restart()
     watched(world, life)
     packed.with_name("a.jsonl.2.gz").write_bytes(packed.read_bytes())
-    assert [] == watched(world, life, 5)
+    assert [] == watched(world, life, 40)
     assert [] == watched(world, world.restart(), 5)
 
 
