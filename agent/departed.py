@@ -63,11 +63,12 @@ class Departed:
         self._bound([followed for followed in gone if followed.harvester is not None])
 
     def finish(self, followed: Followed) -> bool:
-        """End the wait for a file that is read to its end. Return whether it can be closed now."""
+        """Let what a file holds be its end. Return whether it can be closed now."""
         reader = followed.harvester
         assert reader is not None
+        left_bytes = reader.file.size() - reader.cursor.start  # seen or not
         # One that was moved out of sight is somebody's file still, and may come back.
-        if reader.ending or not reader.torn or reader.file.links():
+        if reader.ending or not left_bytes or reader.file.links():
             return True
         reader.ending = True
         self._look(followed)

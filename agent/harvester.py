@@ -135,7 +135,7 @@ class Harvester:
         piece = cursor.feed(got)
         if piece is None and self.ending and not self.more:
             piece = cursor.finish(got)
-        elif piece is not None and piece.skipped == "hole":
+        elif piece is not None and (piece.skipped == "hole" or self.ending):
             self.more = True  # what stands behind it was read, and not used
         if piece is not None and len(self._head) < FINGERPRINT_BYTES > piece.start:
             self._head = self.file.pread(min(FINGERPRINT_BYTES, piece.end), 0)

@@ -168,6 +168,38 @@ def test_a_stop_does_not_wait_for_the_deadline(reader: Reader) -> None:
     assert [Piece(8, 13, 13, [], "unterminated")] == reader.unterminated
 
 
+def test_a_stop_takes_the_torn_line_of_a_file_it_has_not_read_to_its_end(reader: Reader) -> None:
+    """The app wrote on, and deleted the file, after our last look at it."""
+    path = reader.root / "a.jsonl"
+    path.write_bytes(LINE)
+    reader.scan()
+    with path.open("ab") as app:
+        app.write(LINE + TORN)
+    path.unlink()
+    reader.scan(read=False)
+
+    reader.sources.limit()
+    reader.read()
+
+    assert [Piece(16, 21, 21, [], "unterminated")] == reader.unterminated
+
+
+def test_a_deleted_file_is_looked_at_before_it_makes_room_for_another(reader: Reader) -> None:
+    """No scan has met the deletion yet, no hint told of what was written before it."""
+    for n in range(4):
+        (reader.root / f"{n}.jsonl").write_bytes(LINE)
+    reader.scan()
+    (reader.root / "a.jsonl").write_bytes(LINE)
+    reader.scan(read=False)
+    for n in range(4):
+        with (reader.root / f"{n}.jsonl").open("ab") as app:
+            app.write(LINE)
+        (reader.root / f"{n}.jsonl").unlink()
+    reader.read()
+
+    assert 9 == sum(len(piece.lines) for piece in reader.pieces)
+
+
 def test_deleted_files_do_not_keep_others_from_being_read(reader: Reader) -> None:
     """Descriptors are few: where one is needed, the last line does not wait for its time."""
     for n in range(4):
