@@ -369,8 +369,7 @@ class Node:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.in_flight = InFlight(InFlightPolicy(events_max=EVENTS_MAX, bytes_max=MIB))
-        self.epochs: dict[int, int] = {}  # harvester -> the truncations its file had when it began
-        self.harvesters: list[Harvester] = []  # keeps the ids above unique
+        self.harvesters: dict[int, Harvester] = {}  # all of this life, by id, which stays unique
         self.checkpointer = _Checkpointer(self, self.in_flight, world)
         self.registry = Registry(
             world.stored.values(),
@@ -380,7 +379,7 @@ class Node:
             metrics=world.metrics,
         )
         self.sources = Sources(
-            world.open_file,
+            world.disk.open_file,
             self.registry,
             line_bytes_max=4096,
             descriptors_max=2,
@@ -450,9 +449,9 @@ class Node:
         await self.world.pause()
         made = work()
         for harvester in self.open_harvesters():
-            if id(harvester) not in self.epochs:
-                self.harvesters.append(harvester)
-                self.epochs[id(harvester)] = inode_of(harvester).epoch
+            if id(harvester) not in self.harvesters:
+                self.harvesters[id(harvester)] = harvester
+                self.world.disk.opened(harvester)
         if isinstance(made, Turn) and made.chunk is not None:
             assert made.harvester is not None
             self.world.note(made.harvester, made.chunk.start, made.chunk.end)
@@ -495,16 +494,6 @@ class Node:
     def open_harvesters(self) -> list[Harvester]:
         return [f.harvester for f in self.sources.open_files() if f.harvester is not None]
 
-    def has_read(self, inode: Inode, end: int) -> bool:
-        """Return whether the line that ends at ``end`` was handed out in this life."""
-        return any(
-            inode_of(h) is inode and self.epochs.get(id(h)) == inode.epoch and h.cursor.start >= end
-            for h in self.open_harvesters()
-        )
-
-    def holds_open(self, inode: Inode) -> bool:
-        return any(inode_of(h) is inode for h in self.open_harvesters())
-
     def commit(self) -> None:
         rows, _, passed = self.checkpointer.collect()
         for row in rows:
@@ -522,6 +511,122 @@ async def _turn_of(way: Spooler) -> None:
         await way._turn()
 
 
+class Disk:
+    """The files, and which whole lines they hold. A simulated one, of ``Inode``s."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.files: dict[str, Inode] = {}
+        self.inodes: list[Inode] = []
+        self._epochs: dict[Harvester, int] = {}  # the truncations its file had when it began
+
+    def append(self, path: str, count: int, *, bad: bool = False) -> None:
+        """Write ``count`` lines; the first of them may be the rest of a torn one."""
+        inode = self._written_to(path)
+        for _ in range(count):
+            number, rest = inode.torn or self.world.next_line(bad=bad)
+            inode.content += rest
+            inode.changes += 1
+            self._written(inode, number)
+
+    def _written(self, inode: Inode, number: int) -> None:
+        inode.torn = None
+        inode.lines.append(Line(number, len(inode.content)))
+        self.world.life_of[number] = self.inodes.index(inode), inode.epoch
+
+    def tear(self, path: str) -> None:
+        """Write the first part of a line, enough to know it by."""
+        inode = self._written_to(path)
+        if inode.torn is None:
+            number, body = self.world.next_line(bad=False)
+            cut = body.index(b'"session_id"')
+            inode.content += body[:cut]
+            inode.changes += 1
+            inode.torn = number, body[cut:]
+
+    def _written_to(self, path: str) -> Inode:
+        inode = self.files.get(path)
+        if inode is None:
+            # The file system hands out a freed inode at once; only the birth differs.
+            held = [inode_of(h) for h in self.world.node.open_harvesters()]
+            used = {i.birth.inode for i in (*self.files.values(), *held)}
+            number = next(n for n in range(1, 100) if n not in used)
+            inode = self.files[path] = Inode(number, 1 + len(self.inodes))
+            self.inodes.append(inode)
+        return inode
+
+    def rotate(self, path: str) -> None:
+        if path in self.files:
+            self.files[f"{path}.{len(self.inodes)}.{self.world.lines}"] = self.files.pop(path)
+
+    def truncate(self, path: str) -> None:
+        inode = self.files.get(path)
+        if inode is not None:
+            self._destroy(inode, still_readable=False)
+            inode.truncate()
+
+    def delete(self, path: str) -> None:
+        inode = self.files.pop(path, None)
+        if inode is not None:
+            inode.links = 0
+            if inode.torn is not None:  # what there is of it is all there will be
+                self._written(inode, inode.torn[0])
+            self._destroy(inode, still_readable=self._holds_open(inode))
+
+    def _destroy(self, inode: Inode, *, still_readable: bool) -> None:
+        """Lines that nobody has read are excused; read ones only if the agent dies too early."""
+        for line in inode.lines:
+            if still_readable or self._has_read(inode, line.end):
+                self.world.excused_by_crash.add(line.number)
+            else:
+                self.world.excused.add(line.number)
+
+    def scan(self) -> Scan:
+        seen = tuple(
+            Seen(path, path.split("/")[0], i.birth.inode, 1, len(i.content), i.changes)
+            for path, i in self.files.items()
+        )
+        return Scan(files=seen)
+
+    def open_file(self, path: str) -> Descriptor | Refused:
+        inode = self.files.get(path)
+        if inode is None:
+            return Refused("gone")
+        return cast(Descriptor, OpenFile(inode))
+
+    def opened(self, harvester: Harvester) -> None:
+        """Note that the agent began to read a file."""
+        self._epochs[harvester] = inode_of(harvester).epoch
+
+    def crashed(self) -> None:
+        """Take back what the agent held that is dead now."""
+
+    def complete(self) -> None:
+        """Let apps end the lines they have begun."""
+        for path in [path for path, inode in self.files.items() if inode.torn is not None]:
+            self.append(path, 1)
+
+    def close(self) -> None:
+        pass
+
+    def lines_of(self, harvester: Harvester, start: int, end: int) -> list[Line]:
+        """Return the lines in a chunk that the agent read."""
+        held = [line for line in inode_of(harvester).lines if start < line.end <= end]
+        assert held, "a chunk holds at least one line"
+        assert held[-1].end == end, "a chunk must end with a line"
+        return held
+
+    def _has_read(self, inode: Inode, end: int) -> bool:
+        """Return whether the line that ends at ``end`` was handed out in this life."""
+        return any(
+            inode_of(h) is inode and self._epochs.get(h) == inode.epoch and h.cursor.start >= end
+            for h in self.world.node.open_harvesters()
+        )
+
+    def _holds_open(self, inode: Inode) -> bool:
+        return any(inode_of(h) is inode for h in self.world.node.open_harvesters())
+
+
 def inode_of(harvester: Harvester) -> Inode:
     return cast(OpenFile, harvester.file).inode
 
@@ -531,7 +636,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)  # noqa: S311 - chance that can be had again
-        self.clock = FakeClock()
+        self.clock = self.make_clock()
         self.metrics = METRICS
         self.broker = Broker()
         self.disk_full = False
@@ -543,8 +648,7 @@ class World:
         self.bounds: dict[str, tuple[int, int]] = {}  # of the queues, as the checkpoints know them
         self.rows: dict[str, dict[int, list[int]]] = {name: {} for name in SINKS}
         self.spooled: set[int] = set()  # lines that were ever committed in the spool
-        self.files: dict[str, Inode] = {}
-        self.inodes: list[Inode] = []
+        self.disk = self.make_disk()
         self.stored: dict[tuple[str, int], Checkpoint] = {}
         # What was read of each generation, as far as a restart would not read it again.
         self.handed: defaultdict[tuple[str, int], list[Line]] = defaultdict(list)
@@ -568,6 +672,12 @@ class World:
             tail_share=tail_share,
         )
 
+    def make_clock(self) -> FakeClock:
+        return FakeClock()
+
+    def make_disk(self) -> "Disk":
+        return Disk(self)
+
     async def pause(self) -> None:
         if not self.calm and self.random.random() < PAUSES:
             await Pause()
@@ -582,96 +692,14 @@ class World:
         self._producers += 1
         return self._producers
 
-    # ---- what apps and people do to files
-
-    def append(self, path: str, count: int, *, bad: bool = False) -> None:
-        """Write ``count`` lines; the first of them may be the rest of a torn one."""
-        inode = self._written_to(path)
-        for _ in range(count):
-            number, rest = inode.torn or self._next_line(bad=bad)
-            inode.content += rest
-            inode.changes += 1
-            self._written(inode, number)
-
-    def _written(self, inode: Inode, number: int) -> None:
-        inode.torn = None
-        inode.lines.append(Line(number, len(inode.content)))
-        self.life_of[number] = self.inodes.index(inode), inode.epoch
-
-    def tear(self, path: str) -> None:
-        """Write the first part of a line, enough to know it by."""
-        inode = self._written_to(path)
-        if inode.torn is None:
-            number, body = self._next_line(bad=False)
-            cut = body.index(b'"session_id"')
-            inode.content += body[:cut]
-            inode.changes += 1
-            inode.torn = number, body[cut:]
-
-    def _next_line(self, *, bad: bool) -> tuple[int, bytes]:
+    def next_line(self, *, bad: bool) -> tuple[int, bytes]:
+        """Return a line that nobody wrote before, and its number."""
         self.lines += 1
         return self.lines, line_of(self.lines, bad=bad)
 
-    def _written_to(self, path: str) -> Inode:
-        inode = self.files.get(path)
-        if inode is None:
-            # The file system hands out a freed inode at once; only the birth differs.
-            held = [inode_of(h) for h in self.node.open_harvesters()]
-            used = {i.birth.inode for i in (*self.files.values(), *held)}
-            number = next(n for n in range(1, 100) if n not in used)
-            inode = self.files[path] = Inode(number, 1 + len(self.inodes))
-            self.inodes.append(inode)
-        return inode
-
-    def rotate(self, path: str) -> None:
-        if path in self.files:
-            self.files[f"{path}.{len(self.inodes)}.{self.lines}"] = self.files.pop(path)
-
-    def truncate(self, path: str) -> None:
-        inode = self.files.get(path)
-        if inode is not None:
-            self._destroy(inode, still_readable=False)
-            inode.truncate()
-
-    def delete(self, path: str) -> None:
-        inode = self.files.pop(path, None)
-        if inode is not None:
-            inode.links = 0
-            if inode.torn is not None:  # what there is of it is all there will be
-                self._written(inode, inode.torn[0])
-            self._destroy(inode, still_readable=self.node.holds_open(inode))
-
-    def _destroy(self, inode: Inode, *, still_readable: bool) -> None:
-        """Lines that nobody has read are excused; read ones only if the agent dies too early."""
-        for line in inode.lines:
-            if still_readable or self.node.has_read(inode, line.end):
-                self.excused_by_crash.add(line.number)
-            else:
-                self.excused.add(line.number)
-
-    # ---- what the agent sees of the disk
-
-    def scan(self) -> Scan:
-        seen = tuple(
-            Seen(path, path.split("/")[0], i.birth.inode, 1, len(i.content), i.changes)
-            for path, i in self.files.items()
-        )
-        return Scan(files=seen)
-
-    def open_file(self, path: str) -> Descriptor | Refused:
-        inode = self.files.get(path)
-        if inode is None:
-            return Refused("gone")
-        return cast(Descriptor, OpenFile(inode))
-
-    # ---- the oracle
-
     def note(self, harvester: Harvester, start: int, end: int) -> None:
         """Write down which lines a chunk holds, from the disk itself."""
-        inode = inode_of(harvester)
-        held = [line for line in inode.lines if start < line.end <= end]
-        assert held, "a chunk holds at least one line"
-        assert held[-1].end == end, "a chunk must end with a line"
+        held = self.disk.lines_of(harvester, start, end)
         self.handed[harvester.base.source_id, harvester.base.generation] += held
         self.read |= {line.number for line in held}
 
@@ -706,6 +734,7 @@ class World:
     def crash(self) -> None:
         node = self.node
         node.kill()
+        self.disk.crashed()
         in_flight = [node.in_flight, *(way.in_flight for way in node.ways)]
         self.copies_allowed += sum(count.events for count in in_flight)
         self.excused |= self.excused_by_crash - self.broker.arrived - self.spooled
@@ -847,11 +876,16 @@ STORM = STEPS | {"spool": 45, "outage": 6, "recover": 9, "time": 30, "crash": 2}
 class Program:
     """Some dozens of random steps, then a friendly end; raises where an invariant breaks."""
 
+    scripts = (STEPS, 90), (STORM, 200)
+
     def __init__(self, seed: int) -> None:
-        self.world = World(seed)
-        weights, length = self.world.random.choice(((STEPS, 90), (STORM, 200)))
+        self.world = self.make_world(seed)
+        weights, length = self.world.random.choice(self.scripts)
         chosen = self.world.random.choices(list(weights), list(weights.values()), k=length)
         self.steps = ["append", "append", "scan", *chosen]
+
+    def make_world(self, seed: int) -> World:
+        return World(seed)
 
     def run(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -860,41 +894,45 @@ class Program:
             patch.setattr("agent.core.delivery.STALE_S", STALE_S)
             try:
                 for step in self.steps:
-                    getattr(self, step)()
+                    self.step(step)
                     self.world.node.check_bounds()
                 self.finish()
             finally:
                 self.world.node.kill()
+                self.world.disk.close()
                 self.world.database.close()
+
+    def step(self, name: str) -> None:
+        getattr(self, name)()
 
     def path(self) -> str:
         return self.world.random.choice(PATHS)
 
     def any_path(self) -> str:
-        return self.world.random.choice([*self.world.files] or list(PATHS))
+        return self.world.random.choice([*self.world.disk.files] or list(PATHS))
 
     def append(self) -> None:
         path = self.path()
-        self.world.append(path, self.world.random.randint(1, 12))
+        self.world.disk.append(path, self.world.random.randint(1, 12))
         self.world.node.sources.hint(path)
 
     def torn(self) -> None:
-        self.world.tear(self.path())
+        self.world.disk.tear(self.path())
 
     def bad(self) -> None:
-        self.world.append(self.path(), 1, bad=True)
+        self.world.disk.append(self.path(), 1, bad=True)
 
     def rotate(self) -> None:
-        self.world.rotate(self.path())
+        self.world.disk.rotate(self.path())
 
     def truncate(self) -> None:
-        self.world.truncate(self.path())
+        self.world.disk.truncate(self.path())
 
     def delete(self) -> None:
-        self.world.delete(self.any_path())
+        self.world.disk.delete(self.any_path())
 
     def scan(self) -> None:
-        self.world.node.scan(self.world.scan())
+        self.world.node.scan(self.world.disk.scan())
 
     def turn(self) -> None:
         self.world.node.reading.go_on()
@@ -978,9 +1016,7 @@ class Program:
         world.broker.down = False
         world.calm = True
         world.node.rest()
-        for path in list(world.files):
-            if world.files[path].torn is not None:
-                world.append(path, 1)
+        world.disk.complete()
         for _ in range(400):
             world.clock.advance(3.0)
             self.scan()

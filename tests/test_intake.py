@@ -35,11 +35,11 @@ def test_the_last_lines_of_the_tail_go_before_any_other(world: World) -> None:
     """The spool is empty and Kafka answers, but the tail has an open batch: a line that went to
     Kafka now would overtake the one in it (invariant 3)."""
     node = world.node
-    world.append("acme/a.jsonl", 1)
-    node.sources.apply(world.scan())
+    world.disk.append("acme/a.jsonl", 1)
+    node.sources.apply(world.disk.scan())
     world.undisturbed(lambda: node.intake._turn(TO_TAIL))
     assert (Mode.LIVE, 1) == (node.ways[0].mode, node.worker.streams[0].tail.open)
-    world.append("acme/a.jsonl", 1)
+    world.disk.append("acme/a.jsonl", 1)
     node.sources.hint("acme/a.jsonl")
 
     assert not turn(world), "nothing is read"
@@ -53,8 +53,8 @@ def test_reading_waits_for_room_and_goes_on(world: World, monkeypatch: pytest.Mo
     """Backpressure: what is in flight is bounded, and settling it is all that it takes."""
     monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
     node = world.node
-    world.append("acme/a.jsonl", 3 * EVENTS_MAX)
-    node.sources.apply(world.scan())
+    world.disk.append("acme/a.jsonl", 3 * EVENTS_MAX)
+    node.sources.apply(world.disk.scan())
     for _ in range(3 * EVENTS_MAX):
         turn(world)
     stopped_at = len(world.read)
@@ -75,8 +75,8 @@ def test_reading_waits_for_room_and_goes_on(world: World, monkeypatch: pytest.Mo
 def test_a_turn_without_rows_wakes_no_spooler(world: World) -> None:
     """A spooler that is woken may wake the intake: in an outage the two ran in circles."""
     node = world.node
-    world.append("acme/a.jsonl", 1)
-    node.sources.apply(world.scan())
+    world.disk.append("acme/a.jsonl", 1)
+    node.sources.apply(world.disk.scan())
     for way in node.ways:
         way._woken.clear()
 

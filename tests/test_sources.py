@@ -22,14 +22,14 @@ def turn(world: World) -> None:
 
 
 def read_everything(world: World) -> None:
-    world.node.sources.apply(world.scan())
+    world.node.sources.apply(world.disk.scan())
     while not world.node.sources.idle:
         turn(world)
 
 
 def failing(world: World, monkeypatch: pytest.MonkeyPatch, inode: Inode) -> None:
     """Let the disk fail under ``inode`` once it is open."""
-    world.node.sources.apply(world.scan())
+    world.node.sources.apply(world.disk.scan())
     while not world.node.sources.idle:
         turn(world)
     pread = OpenFile.pread
@@ -46,11 +46,11 @@ def test_a_disk_that_fails_under_one_file_stops_no_other(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Said once, not at every read; and the process lives on."""
-    world.append("acme/a.jsonl", 1)
-    world.append("acme/b.jsonl", 1)
-    failing(world, monkeypatch, world.files["acme/a.jsonl"])
-    world.append("acme/a.jsonl", 2)
-    world.append("acme/b.jsonl", 2)
+    world.disk.append("acme/a.jsonl", 1)
+    world.disk.append("acme/b.jsonl", 1)
+    failing(world, monkeypatch, world.disk.files["acme/a.jsonl"])
+    world.disk.append("acme/a.jsonl", 2)
+    world.disk.append("acme/b.jsonl", 2)
 
     for _ in range(3):
         read_everything(world)
@@ -63,10 +63,10 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without another write: nothing else would ever tell of the lines that wait."""
-    world.append("acme/a.jsonl", 1)
+    world.disk.append("acme/a.jsonl", 1)
     with monkeypatch.context() as patch:
-        failing(world, patch, world.files["acme/a.jsonl"])
-        world.append("acme/a.jsonl", 2)
+        failing(world, patch, world.disk.files["acme/a.jsonl"])
+        world.disk.append("acme/a.jsonl", 2)
         read_everything(world)
     assert 1 == len(world.read)
 
@@ -78,7 +78,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(
 def test_no_more_files_are_open_than_configured(world: World) -> None:
     """The model's agent may hold two; a third waits until one is settled to its end."""
     for n in range(5):
-        world.append(f"acme/{n}.jsonl", 1)
+        world.disk.append(f"acme/{n}.jsonl", 1)
 
     for _ in range(5):
         read_everything_that_fits(world)
@@ -89,7 +89,7 @@ def test_no_more_files_are_open_than_configured(world: World) -> None:
 
 
 def read_everything_that_fits(world: World) -> None:
-    world.node.sources.apply(world.scan())
+    world.node.sources.apply(world.disk.scan())
     for _ in range(10):
         turn(world)
 
@@ -97,7 +97,7 @@ def read_everything_that_fits(world: World) -> None:
 def test_without_room_for_another_file_there_is_nothing_to_do_but_wait(world: World) -> None:
     """While Kafka is away nothing is closed; turning on and on would burn a core meanwhile."""
     for n in range(3):
-        world.append(f"acme/{n}.jsonl", 1)
+        world.disk.append(f"acme/{n}.jsonl", 1)
     read_everything_that_fits(world)
 
     assert world.node.sources.waiting
@@ -110,13 +110,13 @@ def test_a_stop_reads_to_where_files_end_and_chases_nobody(
 ) -> None:
     """An app that writes faster than we ship must not keep a stop from ending."""
     monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", 200)  # two lines, against six written
-    world.append("acme/a.jsonl", 6)
-    world.node.sources.apply(world.scan())
+    world.disk.append("acme/a.jsonl", 6)
+    world.node.sources.apply(world.disk.scan())
     turn(world)
     world.node.sources.limit()
 
     for _ in range(8):
-        world.append("acme/a.jsonl", 6)
+        world.disk.append("acme/a.jsonl", 6)
         turn(world)
 
     assert world.node.sources.idle
@@ -135,10 +135,10 @@ def test_a_file_that_was_rotated_between_scan_and_open_is_not_taken_for_the_old_
     world: World,
 ) -> None:
     """The path of a scan may lead to another file by the time it is opened."""
-    world.append("acme/a.jsonl", 1)
-    scan = world.scan()
-    world.rotate("acme/a.jsonl")
-    world.append("acme/a.jsonl", 1)
+    world.disk.append("acme/a.jsonl", 1)
+    scan = world.disk.scan()
+    world.disk.rotate("acme/a.jsonl")
+    world.disk.append("acme/a.jsonl", 1)
 
     world.node.sources.apply(scan)
     turn(world)
