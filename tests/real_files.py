@@ -10,6 +10,7 @@ The books know of each line where on the disk it stands. It must arrive as long 
 anywhere; a line that was destroyed is excused only if the agent had no way to read it.
 """
 
+import math
 import os
 import re
 import shutil
@@ -100,6 +101,7 @@ class RealDisk(Disk):
         self.copies_continued = 0
         self.copies_of_choice = 0
         self._began_s = 0.0  # this life of the agent
+        self._outgrown: set[File] = set()  # copies longer than their original when last seen
         self._handed: set[int] = set()  # lines read in this life
         self._by_choice: set[int] = set()  # lines read of files that leave a choice
         self._by_real: dict[Birth, File] = {}
@@ -180,7 +182,7 @@ class RealDisk(Disk):
         file.gaps = {end for end in file.gaps if end <= size}
         file.epoch += 1  # what is gone here may stand in a copy, and arrive later
         if not size:
-            file.read_as, file.copy = None, None
+            file.read_as, file.copy, file.choice = None, None, False
 
     def cut(self, path: str) -> None:
         """Take the end away, back to the end of some line, as a power cut does."""
@@ -203,7 +205,7 @@ class RealDisk(Disk):
     def copy_truncate(self, path: str, to: str) -> None:
         """Copy, then cut, as rotation does; what is written in between is lost."""
         original, draw = self.named[path], self.world.random
-        settled = self._settled(original)
+        settled = self._settled(original, client_of(to, 1))
         self.copy(path, to)
         self.named[to].copy = Copy(original, self.world.clock.now, settled)
         if draw.random() < 0.2:
@@ -227,8 +229,18 @@ class RealDisk(Disk):
     def open_file(self, path: str) -> Descriptor | Refused:
         opened = open_beneath(self._root_fd, path, links_max=None)  # as the agent does
         if isinstance(opened, Descriptor):
-            opened.birth = self._by_real[opened.birth].birth
+            file = self._by_real[opened.birth]
+            opened.birth = file.birth
+            if file.copy is not None and self._last_seen(file.copy.original) < file.size:
+                self._outgrown.add(file)
         return opened
+
+    def _last_seen(self, original: File) -> float:
+        """Return how long the agent takes ``original`` for, when it is asked for its copy."""
+        known = self.world.node.registry.get(original.birth)
+        if known is None or known.seen is None:
+            return math.inf  # not met yet, or gone
+        return known.seen.size if known.harvester is None else original.size
 
     def source_id(self, birth: Birth) -> str:
         return f"{self._by_birth[birth].number:016x}"
@@ -239,24 +251,36 @@ class RealDisk(Disk):
         """Judge where the agent begins to read a copy: the one place that knows what it may do.
 
         What was settled of the original is passed over, unless the evidence leaves a choice: too
-        few bytes were settled, the original was not cut at once, others have its lines too, or the
-        agent had no time to look while it could still have known.
+        few bytes were settled, the original was not cut at once, others have its lines too, it is
+        shorter than the copy as far as the agent knows, or there was no time to look before it was
+        too late to know.
         """
         file, base = self.file_of(harvester), harvester.base
         if file.copy is None or file.choice:
             return
-        original, made_s, settled = file.copy
+        _, made_s, settled = file.copy
         others = any(len(self.written_in[line.number]) > 2 for line in file.lines)
-        if settled < CONTINUE_BYTES_MIN or original.choice or others:
+        if settled < CONTINUE_BYTES_MIN or others:
             file.choice = True
         elif base.watermark < settled:
             waited_s = self.world.clock.now - max(made_s, self._began_s)
-            assert waited_s >= STILL_S, (
+            assert waited_s >= STILL_S or file in self._outgrown, (
                 f"a copy is read from {base.watermark}, its original was settled to {settled}"
             )
             file.choice = True
         self.copies_of_choice += file.choice
         self.copies_continued += not file.choice
+        if not file.choice:
+            self._check_one_reader(harvester)
+
+    def _check_one_reader(self, harvester: Harvester) -> None:
+        """Two readers of one generation would have two watermarks."""
+        who = harvester.base.source_id, harvester.base.generation
+        for other in self.world.node.harvesters.values():
+            busy = other is not harvester and other.ledger.in_flight_bytes > 0
+            assert not busy or (other.base.source_id, other.base.generation) != who, (
+                f"{who} is read by another one, and not settled"
+            )
 
     def lines_of(self, harvester: Harvester, start: int, end: int) -> list[Line]:
         file = self.file_of(harvester)
@@ -311,11 +335,17 @@ class RealDisk(Disk):
         for harvester in self.world.node.open_harvesters():
             harvester.file.close()
 
-    def _settled(self, original: File) -> int:
-        """Return how far ``original`` is settled on disk, 0 if others have its lines too."""
-        alone = all(self.written_in[line.number] == [original] for line in original.lines)
+    def _settled(self, original: File, client: str) -> int:
+        """Return how far ``original`` is settled on disk, if a copy with ``client`` can tell: 0 if
+        it was cut short, others have its lines too, it is another client's, or was taken for gone.
+        """
+        known = self.world.node.registry.get(original.birth)
         row = self.world.stored.get(original.read_as) if original.read_as is not None else None
-        return row.watermark if alone and row is not None else 0
+        if known is None or row is None or row.client != client or original.choice:
+            return 0
+        gone = known.harvester.gone_at if known.harvester is not None else known.checkpoint.gone_at
+        alone = all(self.written_in[line.number] == [original] for line in original.lines)
+        return row.watermark if alone and gone is None else 0
 
     def _create(self, path: str) -> File:
         fd = os.open(self.root / path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

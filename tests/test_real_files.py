@@ -139,6 +139,7 @@ PLANTED: list[Callable[[pytest.MonkeyPatch], None]] = [
     no_look_at_what_was_read_before,
     a_copy_that_is_read_from_its_beginning,
     a_copy_whose_tail_is_skipped,
+    a_copy_that_does_not_wait_for_what_is_in_flight,
     a_checkpoint_ahead_of_the_watermark,
     a_deleted_file_that_is_let_go_of,
     a_link_that_is_read_whoever_wrote_the_file,
