@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from agent.core.continuation import Continuation, Index
+from agent.core.continuation import Continuation
 from agent.core.discovery import Seen
 from agent.core.identity import Checkpoint, Readable
 from agent.core.lines import Piece
@@ -99,11 +99,8 @@ def a_copy_whose_tail_is_skipped(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_copy_that_does_not_wait_for_what_is_in_flight(patch: pytest.MonkeyPatch) -> None:
-    def indexed(self: Registry) -> Index:
-        ending = [harvester.checkpoint() for harvester in self._ending]
-        return Index([*self._superseded, *ending, *(f.latest() for f in self._by_birth.values())])
-
-    patch.setattr(Registry, "_indexed", indexed)
+    patch.setattr("agent.registry._faces", lambda followed: (followed.latest(),))
+    patch.setattr("agent.registry._in_flight", lambda harvester: (harvester.checkpoint(),))
 
 
 def a_checkpoint_ahead_of_the_watermark(patch: pytest.MonkeyPatch) -> None:
