@@ -57,7 +57,7 @@ class Report:
             "watcher": rounds.watcher_problem,
             "in_flight": {"events": self._in_flight.events, "bytes": self._in_flight.bytes},
             "sinks": {w.outlet.name: {**w.outlet.status(), **w.status()} for w in self._ways},
-            "files": [_file(followed) for followed in self._sources.open_files()],
+            "files": [_file(followed) for followed in self._sources.opened],
             "unreadable": self._sources.refusals.named(),
         }
 

@@ -492,7 +492,7 @@ class Node:
             task.kill()
 
     def open_harvesters(self) -> list[Harvester]:
-        return [f.harvester for f in self.sources.open_files() if f.harvester is not None]
+        return [f.harvester for f in self.sources.opened if f.harvester is not None]
 
     def commit(self) -> None:
         rows, _, passed = self.checkpointer.collect()

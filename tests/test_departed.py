@@ -52,7 +52,7 @@ class Reader:
         return open_beneath(self._root_fd, path)
 
     def close(self) -> None:
-        for followed in self.sources.open_files():
+        for followed in self.sources.opened:
             assert followed.harvester is not None
             followed.harvester.file.close()
         os.close(self._root_fd)
@@ -88,7 +88,7 @@ class Reader:
 
     @property
     def opened(self) -> int:
-        return len(self.sources.open_files())
+        return len(self.sources.opened)
 
     def gone_unread_bytes(self, cause: str) -> float:
         return float(self.metrics.gone_unread_bytes.labels(cause)._value.get())

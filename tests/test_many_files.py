@@ -72,7 +72,7 @@ class Reader:
         self.open_max = 0
 
     def close(self) -> None:
-        for followed in self.sources.open_files():
+        for followed in self.sources.opened:
             assert followed.harvester is not None
             followed.harvester.file.close()
         os.close(self._root_fd)
@@ -93,7 +93,7 @@ class Reader:
     def _read(self, followed: Followed) -> None:
         harvester = followed.harvester
         assert harvester is not None
-        self.open_max = max(self.open_max, len(self.sources.open_files()))
+        self.open_max = max(self.open_max, len(self.sources.opened))
         piece = self.sources.read(followed)
         if isinstance(piece, Piece):
             self.lines += len(piece.lines)

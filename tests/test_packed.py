@@ -73,7 +73,7 @@ def test_what_was_settled_before_it_was_packed_is_not_sent_again(
     life = world.restart()
 
     assert [] == watched(world, life, 5)
-    assert 2 == life.sources._metrics.files.labels("idle")._value.get() + len(life.sources._open)
+    assert 2 == life.sources._metrics.files.labels("idle")._value.get() + len(life.sources.opened)
 
 
 def test_an_unread_tail_is_shipped_with_the_ids_of_the_original(
@@ -168,9 +168,9 @@ def test_a_crash_before_the_end_goes_on_where_it_was(
     pack(world.file)
     life = world.restart()
     life.sources.apply(life._scanner.scan())
-    while not life.sources.open_files():
+    while not life.sources.opened:
         life.sources.next()
-    (followed,) = life.sources.open_files()
+    (followed,) = life.sources.opened
     life.sources.turns.add(followed)
     monkeypatch.setattr("tests.test_registry.TURNS_MAX", 1)
     reads = life.read()
@@ -311,13 +311,13 @@ def test_one_that_is_deleted_while_it_is_read_is_read_to_its_end(world: World, p
     packed = pack(world.file)
     life = world.restart()
     life.sources.apply(life._scanner.scan())
-    while not life.sources.open_files():
+    while not life.sources.opened:
         life.sources.next()
     packed.unlink()
     reads = [read for _ in range(4) for read in watched(world, life)]
 
     assert end == sizes(*reads)
-    assert [] == life.sources.open_files()
+    assert [] == [*life.sources.opened]
 
 
 def test_beside_a_growing_original_it_is_unpacked_once(
@@ -399,7 +399,7 @@ def test_few_are_open_at_a_time(world: World) -> None:
     reads = []
     for _ in range(40):
         reads += life.scan()
-        assert len(life.sources.open_files()) <= OPEN_MAX
+        assert len(life.sources.opened) <= OPEN_MAX
         life.settle()
 
     assert total == sizes(*reads)

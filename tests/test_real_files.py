@@ -118,10 +118,11 @@ def a_checkpoint_ahead_of_the_watermark(patch: pytest.MonkeyPatch) -> None:
 def a_deleted_file_that_is_let_go_of(patch: pytest.MonkeyPatch) -> None:
     lose = Sources._lose
 
-    def closing(self: Sources, followed: Followed) -> None:
-        lose(self, followed)
-        if followed in self._open:
-            self._close(followed)
+    def closing(self: Sources, gone: Seen) -> None:
+        followed = self._met.by_key[gone.key]
+        lose(self, gone)
+        if followed in self.opened:
+            self.opened.close(followed)
 
     patch.setattr(Sources, "_lose", closing)
 

@@ -73,7 +73,7 @@ class Life:
         return open_beneath(self._root_fd, path)
 
     def close(self) -> None:
-        for followed in self.sources.open_files():
+        for followed in self.sources.opened:
             assert followed.harvester is not None
             followed.harvester.file.close()
         os.close(self._root_fd)
@@ -112,7 +112,7 @@ class Life:
         for chunk in self._pending:
             chunk.ledger.settle(chunk)
         self._pending.clear()
-        for followed in self.sources.open_files():
+        for followed in self.sources.opened:
             row = followed.latest()
             self._rows[row.source_id, row.generation] = row
 
@@ -326,7 +326,7 @@ def test_a_scan_asks_only_those_whose_rows_may_have_moved(world: World) -> None:
     life.scan()
 
     closed_since = [f for f in life.registry._moving if f.harvester is None]
-    assert {*life.sources.open_files()} == life.registry._moving.keys() - {*closed_since}
+    assert {*life.sources.opened} == life.registry._moving.keys() - {*closed_since}
     assert len(closed_since) <= 8
     assert 41 == len(life.registry._index._rows)
 

@@ -156,7 +156,7 @@ def test_a_copy_of_what_nobody_has_read_yet_waits(world: World) -> None:
         while life.sources._openings:
             life.sources.next()
 
-    assert [FILE] == [followed.checkpoint.path for followed in life.sources.open_files()]
+    assert [FILE] == [followed.checkpoint.path for followed in life.sources.opened]
 
 
 class Counting(Descriptor):
@@ -207,7 +207,7 @@ def test_a_huge_copy_is_compared_in_slices_between_which_others_are_read(
     assert read >= 18
     while life.registry.strangers.studies.busy:
         life.sources.next()
-    assert COPY not in {followed.checkpoint.path for followed in life.sources.open_files()}
+    assert COPY not in {followed.checkpoint.path for followed in life.sources.opened}
 
 
 def test_what_was_compared_once_is_not_read_again(world: World, counting: type[Counting]) -> None:
@@ -230,7 +230,7 @@ def test_files_that_begin_alike_are_each_read_in_full(world: World) -> None:
         append(world.file.with_name(f"a-{n}.jsonl"), header + lines(n, 3))
         append(world.file.with_name(f"t-{n}.jsonl"), b'{"n":1234}\n')
     life = world.restart()
-    life.sources._descriptors_max = 1000
+    life.sources.opened._descriptors_max = 1000
     reads = [read for _ in range(5) for read in watched(world, life)]
 
     assert 300 == len({read.path for read in reads}) == len(reads)

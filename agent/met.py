@@ -1,0 +1,42 @@
+"""Which followed file a scan met where. Lives in the worker thread."""
+
+from collections.abc import Iterable
+
+from agent.core.discovery import FileKey, Seen
+from agent.harvester import Followed
+
+
+class Met:
+    """Followed files that are there, by what a scan knows of them: key and path."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[FileKey, Followed] = {}
+        self._by_path: dict[str, Followed] = {}
+
+    def at(self, path: str) -> Followed | None:
+        return self._by_path.get(path)
+
+    def see(self, followed: Followed, seen: Seen) -> None:
+        """Note where ``followed`` was met."""
+        self._leave(followed)
+        followed.seen = seen
+        self.by_key[seen.key] = followed
+        self._by_path[seen.path] = followed
+        if followed.harvester is not None:
+            followed.harvester.path = seen.path
+
+    def lose(self, key: FileKey) -> Followed:
+        """Forget where a file was that is there no more, and return it."""
+        followed = self.by_key.pop(key)
+        self._leave(followed)
+        return followed
+
+    def sightings(self) -> dict[FileKey, Seen]:
+        return {key: f.seen for key, f in self.by_key.items() if f.seen is not None}
+
+    def files(self) -> Iterable[Followed]:
+        return self.by_key.values()
+
+    def _leave(self, followed: Followed) -> None:
+        if followed.seen is not None and self._by_path.get(followed.seen.path) is followed:
+            del self._by_path[followed.seen.path]
