@@ -25,7 +25,7 @@ from tests.test_model import GapSkippingLedger
 PROGRAMS = int(os.environ.get("FEEDBACK_AGENT_REAL_FILES_PROGRAMS", "1000"))
 SHARES = 8
 PLANTED_WITHIN = 300
-"""Programs until a planted bug must be caught; 82 was the worst of four runs of each."""
+"""Programs until a planted bug must be caught; 81 was the worst of four runs of each."""
 
 
 @pytest.mark.parametrize("share", range(SHARES))
