@@ -251,7 +251,8 @@ class RealDisk(Disk):
         """Judge where the agent begins to read a copy: the one place that knows what it may do.
 
         What was settled of the original is passed over, unless the evidence leaves a choice: too
-        few bytes were settled, the original was not cut at once, others have its lines too, it is
+        few bytes were settled, the original was not cut at once, others have its lines too, or its
+        client is another one by now; it is
         shorter than the copy as far as the agent knows, or there was no time to look before it was
         too late to know.
         """
@@ -260,7 +261,7 @@ class RealDisk(Disk):
             return
         _, made_s, settled = file.copy
         others = any(len(self.written_in[line.number]) > 2 for line in file.lines)
-        if settled < CONTINUE_BYTES_MIN or others:
+        if settled < CONTINUE_BYTES_MIN or others or len(file.clients) > 1:
             file.choice = True
         elif base.watermark < settled:
             waited_s = self.world.clock.now - max(made_s, self._began_s)
@@ -345,7 +346,7 @@ class RealDisk(Disk):
             return 0
         gone = known.harvester.gone_at if known.harvester is not None else known.checkpoint.gone_at
         alone = all(self.written_in[line.number] == [original] for line in original.lines)
-        return row.watermark if alone and gone is None else 0
+        return row.watermark if alone and gone is None and row.gone_at is None else 0
 
     def _create(self, path: str) -> File:
         fd = os.open(self.root / path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -629,6 +630,9 @@ class RealProgram(Program):
     def copy(self) -> None:
         path = self.any_standing()
         if path is not None and not path.startswith(OUTSIDE):
+            # A torn line that two files have may end in one and be cut off in the other, and the
+            # agent then goes on in the middle of it: not held against it here.
+            self.world.disk.write(path)
             self.world.disk.copy(path, self.new_name(path))
 
     def truncate(self) -> None:
