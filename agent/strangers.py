@@ -28,6 +28,7 @@ from agent.core.identity import (
     Readable,
     examine,
 )
+from agent.core.lines import NUL
 from agent.harvester import Followed, first_generation, starting_at
 from agent.opener import Descriptor, Refused
 from agent.studies import Studies, Study, begins_as
@@ -177,13 +178,25 @@ class Strangers:
         return base
 
     def _base(self, verdict: Continuation, file: File, seen: Seen) -> Checkpoint:
+        offset = verdict.resume_at
         if verdict.verdict == "copy":
             assert verdict.source is not None
-            return replace(verdict.source, path=seen.path)
-        offset = verdict.resume_at
+            offset = self._line_start(file, verdict.resume_at)
+            if offset == verdict.resume_at:
+                return replace(verdict.source, path=seen.path)
         if verdict.verdict == "new" and seen.key in self.begin_at_end:
             offset = _last_line_end(file, self._line_bytes_max)
         return starting_at(offset, file, first_generation(file.birth, seen.path, seen.client))
+
+    def _line_start(self, file: File, offset: int) -> int:
+        """Return where the line begins that goes on at ``offset``; that, if none does.
+
+        What a deleted file ended with is settled, whole line or not; in a copy it may be whole.
+        """
+        start = max(0, offset - self._line_bytes_max - 1)
+        if file.size() == offset or file.pread(1, offset - 1) in {b"\n", NUL}:
+            return offset
+        return start + file.pread(offset - start, start).rfind(b"\n") + 1
 
     def _candidate(self, before: Checkpoint, file: File, copy: _Undecided) -> Candidate:
         size = None if before.gone_at is not None else self._size_now(before, copy.size)

@@ -370,3 +370,29 @@ def test_what_is_gone_is_remembered_across_a_restart(world: World) -> None:
 
     assert {inode} == life.registry.inodes
     assert {inode} == world.restart().registry.inodes
+
+
+def test_a_copy_does_not_go_on_within_a_line(world: World) -> None:
+    """The torn end of a deleted file was settled as it was; in its copy the line was ended.
+    Going on there would send the rest of a line: the whole line goes, and nothing else."""
+    append(world.file, lines(0, 100) + b'{"n":')
+    end = world.file.stat().st_size - 5
+    life = world.restart()
+    life.scan()
+    life.settle()
+    aside = world.copy.with_name("aside")
+    shutil.copyfile(world.file, aside)
+    world.file.unlink()
+    for _ in range(3):
+        world.clock.advance(GRACE_S)
+        life.scan()
+        life.settle()
+    aside.rename(world.copy)
+    assert {end + 5} == {row.watermark for row in world.rows.values()}
+    append(world.copy, b"1}\n" + lines(200, 1))
+
+    world.clock.advance(GRACE_S)
+    reads = life.scan()
+
+    assert [end] == [read.start for read in reads]
+    assert {COPY} == {read.path for read in reads}
