@@ -6,10 +6,7 @@ left in ``rows`` and ``forgotten`` for the loop to collect.
 """
 
 import logging
-from collections import defaultdict
 from collections.abc import Collection, Iterable
-from heapq import heappop, heappush
-from itertools import count
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -22,6 +19,7 @@ from agent.core.identity import Birth, Change, Checkpoint, File, Readable, compa
 from agent.harvester import Followed, Harvester, first_generation, starting_at
 from agent.strangers import Strangers
 from agent.telemetry import Metrics, event
+from agent.tombstones import Tombstones
 from agent.unpacking import content_birth, file_birth, is_content
 
 log = logging.getLogger(__name__)
@@ -59,27 +57,24 @@ class Registry:
         self.forgotten: list[Checkpoint] = []
         self._begun = False
         self._index = Index()
+        self._by_birth: dict[Birth, Followed] = {}
+        self._tombstones = Tombstones(self._by_birth, self._index)
         self.strangers = Strangers(
-            self._holder, self._index, line_bytes_max=line_bytes_max, clock=clock
+            self._tombstones.holder, self._index, line_bytes_max=line_bytes_max, clock=clock
         )
         self._forget_after_s = forget_after_s
         self._note = note
         self.clock = clock
         self._metrics = metrics
-        self._by_birth: dict[Birth, Followed] = {}
         self._moving: dict[Followed, None] = {}  # whose rows may not be what the index says
         self._ending: list[Harvester] = []  # superseded, but not settled to their end yet
-        # Tombstones by when they were gone: files, and generations that were superseded.
-        self._tombstones: list[tuple[float, int, Followed | Checkpoint]] = []
-        self._number = count()
-        self._copies: defaultdict[tuple[str, int], set[Followed]] = defaultdict(set)
         for row in sorted(checkpoints, key=lambda c: c.generation):
             known = self._by_birth.get(row.birth)
             if known is not None:
-                self._bury(self._ended(known.checkpoint))
+                self._tombstones.add(self._ended(known.checkpoint))
             self._by_birth[row.birth] = Followed(row.birth, row)
         for followed in self._by_birth.values():
-            self._bury(followed)
+            self._tombstones.add(followed)
             self._moving[followed] = None
         self._unmet = [*self._by_birth.values()]
 
@@ -106,10 +101,10 @@ class Registry:
             self._ending.remove(harvester)
             self._index.put(harvester)
             self.rows.append(harvester.checkpoint())
-            self._bury(self.rows[-1])
+            self._tombstones.add(self.rows[-1])
         self.strangers.scanned(new)
         self._refresh()
-        self._forget()
+        self.forgotten += self._tombstones.forget(self.clock.wall() - self._forget_after_s)
 
     def identify(self, file: File, seen: Seen) -> tuple[Followed, Checkpoint] | None:
         """Say who ``file`` is and where to begin; None while that waits for evidence.
@@ -124,7 +119,7 @@ class Registry:
             followed = self._by_birth[file.birth] = Followed(file.birth, base)
             self._moving[followed] = None
             if base.birth != file.birth:
-                self._copies[_key(base)].add(followed)
+                self._tombstones.copied(followed)
             return followed, base
         self._moving[followed] = None
         before = followed.checkpoint
@@ -146,7 +141,7 @@ class Registry:
             self._ending.append(followed.harvester)
         else:
             self.rows.append(replace(before, gone_at=self.clock.wall()))
-            self._bury(self.rows[-1])
+            self._tombstones.add(self.rows[-1])
         if followed.birth == before.birth:
             who = replace(before, generation=before.generation + 1, gone_at=None)
         else:  # a copy that is no longer one
@@ -171,7 +166,7 @@ class Registry:
             gone.checkpoint = replace(gone.latest(), gone_at=gone_at)
             self.rows.append(gone.checkpoint)
             self._moving[gone] = None
-            self._bury(gone)
+            self._tombstones.add(gone)
 
     def note(self, done: Checkpoint, seen: Seen) -> Followed:
         """Note a compressed file of which all is settled; ``done`` is about the file itself."""
@@ -210,14 +205,6 @@ class Registry:
             self.rows.append(row)
         return row
 
-    def _bury(self, dead: Followed | Checkpoint) -> None:
-        """Note a tombstone; what is none is left alone."""
-        row = dead.checkpoint if isinstance(dead, Followed) else dead
-        if row.gone_at is not None:
-            heappush(self._tombstones, (row.gone_at, next(self._number), dead))
-            if dead is row:
-                self._index.put(row, row)
-
     def _refresh(self) -> None:
         """Let the index say what unknown files may be copies of by now.
 
@@ -226,61 +213,12 @@ class Registry:
         too, for there may be nothing settled yet.
         """
         for followed in self._moving:
-            self._index.put(followed, *_faces(followed))
+            known = self._by_birth.get(followed.birth) is followed
+            self._index.put(followed, *(_faces(followed) if known else ()))
         # Made anew: a dict keeps the room of all the files that it ever held.
         self._moving = {f: None for f in self._moving if f.harvester is not None}
         for harvester in self._ending:
             self._index.put(harvester, *_in_flight(harvester))
-
-    def _forget(self) -> None:
-        """Let go of tombstones past their time, but not of one whose copy is still followed."""
-        before = self.clock.wall() - self._forget_after_s
-        later = []
-        while self._tombstones and self._tombstones[0][0] < before:
-            tombstone = heappop(self._tombstones)
-            dead = tombstone[2]
-            if isinstance(dead, Followed):
-                row = dead.checkpoint
-                if self._by_birth.get(dead.birth) is not dead or not _expired(row, before):
-                    continue  # it came back since
-                if _in_use(dead):
-                    later.append(tombstone)
-                    continue
-                del self._by_birth[dead.birth]
-                self._moving.pop(dead, None)
-            else:
-                row = dead
-            self._index.put(dead)
-            if not self._continued(row, by_another_than=dead):
-                self.forgotten.append(row)
-        for tombstone in later:
-            heappush(self._tombstones, tombstone)
-
-    def _holder(self, row: Checkpoint) -> Followed | None:
-        """Return the file that goes on as ``row``: a copy while there is one, else the original."""
-        copies = self._copies.get(_key(row), ())
-        held = (f for f in copies if _in_use(f) and _key(f.checkpoint) == _key(row))
-        return next(held, None) or self._by_birth.get(row.birth)
-
-    def _continued(self, row: Checkpoint, by_another_than: Followed | Checkpoint) -> bool:
-        """Return whether a copy is still followed that goes on as ``row``."""
-        copies = self._copies.get(_key(row), set())
-        copies -= {f for f in copies if f is by_another_than or _key(f.checkpoint) != _key(row)}
-        if not copies:
-            self._copies.pop(_key(row), None)
-        return any(map(_in_use, copies))
-
-
-def _expired(row: Checkpoint, before: float) -> bool:
-    return row.gone_at is not None and row.gone_at < before
-
-
-def _in_use(followed: Followed) -> bool:
-    return followed.seen is not None or followed.harvester is not None
-
-
-def _key(row: Checkpoint) -> tuple[str, int]:
-    return row.source_id, row.generation
 
 
 def _faces(followed: Followed) -> tuple[Checkpoint, ...]:

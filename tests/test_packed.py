@@ -216,13 +216,18 @@ def test_a_member_that_is_added_is_read(world: World) -> None:
     assert len(more) == sizes(*watched(world, life))
 
 
-def test_a_member_that_is_added_while_the_others_are_in_flight_is_read(world: World) -> None:
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_member_that_is_added_while_the_others_are_in_flight_is_read(
+    world: World, seen: bool
+) -> None:
     """What was settled is not all there is by then."""
     packed = world.file.with_name("a.jsonl.1.gz")
     append(packed, gzip.compress(first := lines(0, 100)))
     life = world.restart()
     assert len(first) == sizes(*life.scan())
     append(packed, gzip.compress(more := lines(100, 100)))
+    if seen:
+        life.scan()
     life.settle()
 
     assert len(more) == sizes(*watched(world, life))

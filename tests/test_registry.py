@@ -273,7 +273,7 @@ def test_lines_that_end_alike_do_not_hide_a_truncation(world: World) -> None:
 
 def rebuilt(registry: Registry) -> Index:
     """Return what the index should hold, from the books alone."""
-    index = Index(dead for _, _, dead in registry._tombstones if isinstance(dead, Checkpoint))
+    index = Index(registry._tombstones.superseded())
     for followed in registry._by_birth.values():
         index.put(followed, *_faces(followed))
     for harvester in registry._ending:
