@@ -193,7 +193,8 @@ class Registry:
         self._unmet = [
             f
             for f in self._unmet
-            if f.seen is None and f.harvester is None and f.checkpoint.gone_at is None
+            if f.checkpoint.gone_at is None
+            and all(x.seen is None and x.harvester is None for x in (f, *self._other_half(f)))
         ]
         return self._unmet
 

@@ -216,6 +216,24 @@ def test_a_member_that_is_added_is_read(world: World) -> None:
     assert len(more) == sizes(*watched(world, life))
 
 
+def test_a_member_that_is_added_while_the_agent_is_down_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is not what it was when all of it was settled, but it is there all the same."""
+    packed = world.file.with_name("a.jsonl.1.gz")
+    append(packed, gzip.compress(lines(0, 100)))
+    watched(world, world.restart())
+    append(packed, gzip.compress(more := lines(100, 100)))
+    life = world.restart()
+
+    assert len(more) == sizes(*watched(world, life, 1))
+    no_unpacking(monkeypatch)
+    assert [] == watched(world, life, 5)
+    assert {None} == {row.gone_at for row in world.rows.values()}
+    assert 1 == life.sources._metrics.files.labels("idle")._value.get()
+    assert [] == watched(world, world.restart())
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_member_that_is_added_while_the_others_are_in_flight_is_read(
     world: World, seen: bool
