@@ -17,6 +17,7 @@ from agent.core.discovery import FileKey, Seen
 from agent.core.identity import (
     ANCHOR_BYTES,
     FINGERPRINT_BYTES,
+    Birth,
     Checkpoint,
     Range,
     demands,
@@ -51,11 +52,12 @@ class Found(NamedTuple):
 class _Case:
     """A compressed file that is not being read: what is known about it so far."""
 
-    __slots__ = ("failed", "followed", "mtime_ns", "ready", "seen", "settling", "size", "still_s",
-                 "surveyed", "wanted")  # fmt: skip
+    __slots__ = ("birth", "failed", "followed", "mtime_ns", "ready", "seen", "settling", "size",
+                 "still_s", "surveyed", "wanted")  # fmt: skip
 
     def __init__(self, seen: Seen) -> None:
         self.seen = seen
+        self.birth: Birth | None = None
         self.size = self.mtime_ns = -1
         self.still_s = 0.0  # since when it has not changed
         self.failed = False  # could not be read, since the last scan
@@ -223,7 +225,10 @@ class Packed:
 
     def _look(self, file: Descriptor, seen: Seen) -> _Case:
         case = self._cases.setdefault(seen.key, _Case(seen))
-        case.seen, size = seen, file.size()
+        if case.birth not in (None, file.birth):  # the inode has a new life
+            self._drop(seen.key)
+            case = self._cases[seen.key] = _Case(seen)
+        case.birth, case.seen, size = file.birth, seen, file.size()
         if (size, seen.mtime_ns) != (case.size, case.mtime_ns):
             case.size, case.mtime_ns = size, seen.mtime_ns
             case.still_s = self._clock.monotonic()

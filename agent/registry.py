@@ -103,7 +103,7 @@ class Registry:
             self.rows.append(harvester.checkpoint())
             self._tombstones.add(self.rows[-1])
         self.strangers.scanned(new)
-        self._refresh()
+        self._refresh()  # without unknown files too: an inode may turn out to have a new life
         self.forgotten += self._tombstones.forget(self.clock.wall() - self._forget_after_s)
 
     def identify(self, file: File, seen: Seen) -> tuple[Followed, Checkpoint] | None:

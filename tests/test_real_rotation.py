@@ -173,6 +173,9 @@ class Program:
             if chosen.stat().st_size < CONTINUE_BYTES_MIN:
                 self._too_short |= {*chosen.read_bytes().splitlines()}
             subprocess.run([*PACKERS[ending], chosen], check=True, timeout=20)
+            # What was written a moment ago is read before the next copy of it: a copy that is met
+            # before its original was read is nobody's yet, and sent twice.
+            time.sleep(SCAN_S)
 
     def _rename(self, path: Path) -> None:
         if path.exists():
