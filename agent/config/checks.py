@@ -66,6 +66,11 @@ def _clashes(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str, 
         bound = f"not inside source.root, which is {str(config.source.root)!r}"
         reason = "the agent would read what it writes"
         yield "audit.path", f"found {str(audit)!r}; allowed: {bound}: {reason}"
+    if config.source.delete_after_s is not None and config.source.start_at == "end":
+        found = config.source.delete_after_s
+        bound = "only with source.start_at beginning, which is end"
+        reason = "what is passed over at the start would be deleted unsent"
+        yield "source.delete_after_s", f"found {found:.12g}; allowed: {bound}: {reason}"
     if config.kafka.compression == "none" and config.kafka.compression_level is not None:
         found = config.kafka.compression_level
         bound = "only with kafka.compression gzip, which is none"

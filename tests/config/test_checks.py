@@ -73,6 +73,12 @@ SIX = "kafka:\n  bootstrap_servers: [kafka:9092]\n  compression: none\n  compres
             id="clients below what is read",
         ),
         pytest.param(
+            MINIMAL + "source:\n  start_at: end\n  delete_after_s: 60\n",
+            "config.yaml:5: source.delete_after_s: found 60; allowed: only with source.start_at "
+            "beginning, which is end: what is passed over at the start would be deleted unsent",
+            id="deletion of what is passed over",
+        ),
+        pytest.param(
             SIX,
             "config.yaml:4: kafka.compression_level: found 6; allowed: only with "
             "kafka.compression gzip, which is none",
