@@ -199,7 +199,11 @@ class Strangers:
         return start + file.pread(offset - start, start).rfind(b"\n") + 1
 
     def _candidate(self, before: Checkpoint, file: File, copy: _Undecided) -> Candidate:
-        size = None if before.gone_at is not None else self._size_now(before, copy.size)
+        size = None
+        if before.gone_at is None:
+            size = self._size_now(before, copy.size)
+            if size is None:
+                before = self._by_now(before)  # it went, and was closed, since the last scan
         same = copy.same.get(_life(before))
         if same is None or before.gone_at is not None:
             probe = examine(before, before.birth, copy.size, file.pread)

@@ -1,6 +1,7 @@
 """The promise, as a simulation: no program of faults breaks an invariant.
 
-``FEEDBACK_AGENT_MODEL_PROGRAMS`` runs more programs than the default.
+``FEEDBACK_AGENT_MODEL_PROGRAMS`` runs more programs than the default, and
+``FEEDBACK_AGENT_MODEL_SEEDS`` tries the planted bug from more seeds.
 """
 
 import os
@@ -12,6 +13,7 @@ from tests.model import Program
 
 PROGRAMS = int(os.environ.get("FEEDBACK_AGENT_MODEL_PROGRAMS", "2000"))
 SHARES = 8
+SEEDS = int(os.environ.get("FEEDBACK_AGENT_MODEL_SEEDS", "40"))
 
 
 @pytest.mark.parametrize("share", range(SHARES))
@@ -38,7 +40,7 @@ class GapSkippingLedger(Ledger):
 def test_a_ledger_that_skips_a_gap_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that passes whatever the ledger does would prove nothing: 200 programs must do."""
     monkeypatch.setattr("agent.harvester.Ledger", GapSkippingLedger)
-    for seed in range(100):
+    for seed in range(SEEDS):
         for program in range(200):
             try:
                 Program(10_000 + seed * 1000 + program).run()
