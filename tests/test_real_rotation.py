@@ -42,6 +42,7 @@ EQUAL_BEGINNING = b" " * 1500
 LATE_MS = 60
 PACKERS = {".gz": ["gzip", "-q"], ".zst": ["zstd", "-q", "--rm"]}
 LOGROTATE = shutil.which("logrotate", path="/usr/sbin:/usr/bin:/sbin:/bin")
+ZSTD = shutil.which("zstd")
 SOURCE = {"scan_s": SCAN_S}
 IN_FLIGHT = {"events_max": EVENTS_MAX}
 
@@ -363,8 +364,12 @@ MODES = {
     "compress": "create\n compress",
     "compress_dateext": "create\n compress\n dateext\n dateformat -%Y%m%d-%s",
     "compress_copytruncate": "copytruncate\n compress",
-    "zstd": "create\n compress\n compresscmd /usr/bin/zstd\n compressext .zst\n compressoptions -q",
+    "olddir": "create\n olddir old\n createolddir 755",
 }
+if ZSTD is not None:  # what it makes is read in test_unpacking too, where it is missing
+    MODES["zstd"] = (
+        f"create\n compress\n compresscmd {ZSTD}\n compressext .zst\n compressoptions -q"
+    )
 TURNS = 5
 
 
