@@ -11,7 +11,7 @@ import msgspec.inspect
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agent.config import Config
+from agent.config import keys as configuration
 from agent.core import events
 from agent.core.reasons import REASONS
 from agent.core.record import NAMESPACE
@@ -158,12 +158,8 @@ def events_logged() -> set[str]:
 
 
 def keys() -> set[str]:
-    """Return every key of the configuration, as ``section.key``."""
-    found = set()
-    for field in fields_of(Config):
-        if isinstance(field.type, msgspec.inspect.StructType):
-            found |= {f"{field.name}.{key.name}" for key in field.type.fields}
-    return found
+    """Return every key and group of the configuration by its path."""
+    return {*configuration.keys(), *configuration.groups()}
 
 
 def test_every_log_event_key_and_reason_that_delivery_names_exists() -> None:

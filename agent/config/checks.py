@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from agent.config.reading import Given
 from agent.config.sections import Config
+from agent.config.security import of_security
 
 
 class Order(NamedTuple):
@@ -47,6 +48,7 @@ def conflicts(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str,
                 bound = f"{'more than' if strict else 'at least'} {low}, which is {less:.12g}"
                 yield high, f"found {more:.12g}; allowed: {bound}: {reason}"
     yield from _clashes(config, given)
+    yield from of_security(config.kafka.tls, config.kafka.sasl, given)
 
 
 def _clashes(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str, str]]:

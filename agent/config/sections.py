@@ -58,6 +58,17 @@ KeyField = Annotated[
     ),
 ]
 
+HttpsUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^https://[A-Za-z0-9.\[\]:-]+(/[!-?A-~]*)?$",
+        description="an https:// address without user and password",
+    ),
+]
+Visible = Annotated[
+    str, Meta(pattern="^[ -~]{1,1024}$", description="1 to 1024 visible ASCII characters")
+]
+
 
 class Agent(Policy, frozen=True):
     node: Name | None = None
@@ -85,6 +96,32 @@ class Source(Policy, frozen=True):
     held_bytes_max: Annotated[int, Meta(ge=MIB)] | None = GIB
 
 
+class Tls(Policy, frozen=True):
+    """Of connections to brokers. Host names are always checked: no key turns that off."""
+
+    enabled: bool = False
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    key_password_file: Path | None = None
+    min_version: Literal["1.3", "1.2"] = "1.3"
+
+
+class Sasl(Policy, frozen=True):
+    """Who the agent is to brokers. There is no key for a secret itself: files have them."""
+
+    mechanism: Literal["none", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "none"
+    username: Name | None = None
+    password_file: Path | None = None
+    token_file: Path | None = None
+    token_url: HttpsUrl | None = None
+    token_ca_file: Path | None = None
+    client_id: Visible | None = None
+    client_secret_file: Path | None = None
+    scope: Visible | None = None
+    allow_plaintext: bool = False
+
+
 class Kafka(Policy, frozen=True):
     bootstrap_servers: Annotated[tuple[Broker, ...], Meta(min_length=1)]
     topic: TopicName = "feedback-events"
@@ -97,6 +134,8 @@ class Kafka(Policy, frozen=True):
     request_timeout_s: PositiveSeconds = 15.0
     start_s: PositiveSeconds = 30.0
     bytes_per_s_max: Annotated[int, Meta(ge=KIB)] | None = None
+    tls: Tls = field(default_factory=Tls)
+    sasl: Sasl = field(default_factory=Sasl)
 
 
 class Dlq(Policy, frozen=True):

@@ -25,8 +25,8 @@ def plain(text: str) -> str:
 
 
 def is_secret(path: str) -> bool:
-    """Whether the name of a key says that its value is a secret; a path to one is none."""
-    return bool(SECRET.search(path)) and not path.endswith(("_file", "_dir", "_path"))
+    """Whether the name of a key says that its value is a secret; where to find one is none."""
+    return bool(SECRET.search(path)) and not path.endswith(("_file", "_dir", "_path", "_url"))
 
 
 def shown(value: object, path: str = "") -> str:

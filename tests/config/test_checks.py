@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import config
 from tests.config.samples import MINIMAL, complaint
 
 SIX = "kafka:\n  bootstrap_servers: [kafka:9092]\n  compression: none\n  compression_level: 6\n"
@@ -98,3 +99,61 @@ def test_a_link_does_not_hide_that_the_state_lies_inside_of_the_root(
     text = f"{MINIMAL}source: {{root: {tmp_path}/root}}\nagent: {{state_dir: {tmp_path}/elsewhere}}"
 
     assert "config.yaml:4: agent.state_dir" in complaint(file, text)
+
+
+USER = "{mechanism: SCRAM-SHA-256, username: u, password_file: /p}"
+ENDPOINT = "mechanism: OAUTHBEARER, token_url: 'https://t/t'"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tls: {ca_file: /ca}", "found '/ca'; allowed: only with kafka.tls.enabled true"),
+        (
+            "tls: {enabled: true, key_file: /k}",
+            "found '/k'; allowed: only with kafka.tls.ce",
+        ),
+        ("tls: {enabled: true, min_version: 1.3}", "put it in quotes"),
+        (
+            "sasl: {mechanism: PLAIN, username: u, password_file: /p}",
+            "kafka.sasl.mechanism: found 'PLAIN'; allowed: PLAIN only with kafka.tls.enabled true",
+        ),
+        (
+            "sasl: {mechanism: SCRAM-SHA-256, username: u}",
+            "password_file: found nothing; allowed: required with kafka.sasl.mechanism SCRAM-SHA",
+        ),
+        ("sasl: {username: u}", "username: found a value; allowed: null with kafka.sasl.mechanism"),
+        (
+            "sasl: {mechanism: OAUTHBEARER}",
+            "token_url: found nothing; allowed: either kafka.sasl.token_file or kafka.sasl.tok",
+        ),
+        ("sasl: {" + ENDPOINT + ", token_file: /t}", "kafka.sasl.token_url: found both"),
+        ("sasl: {" + ENDPOINT + ", client_id: c}", "client_secret_file: found nothing"),
+        ("sasl: {mechanism: OAUTHBEARER, token_url: 'http://t'}", "allowed: an https:// address"),
+        ("sasl: {mechanism: OAUTHBEARER, token_file: /t, scope: s}", "scope: found a value"),
+        ("sasl: {password_file: p}", "found 'p'; allowed: an absolute path"),
+        ("sasl: {password: hunter2}", "kafka.sasl.password: unknown key"),
+    ],
+)
+def test_a_way_to_the_brokers_has_exactly_the_keys_it_needs(
+    file: Path, text: str, said: str
+) -> None:
+    assert said in complaint(file, MINIMAL + f"  {text}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sasl: {USER}",
+        "tls: {enabled: true}\n  sasl: {mechanism: PLAIN, username: u, password_file: /p}",
+        "sasl: {mechanism: PLAIN, username: u, password_file: /p, allow_plaintext: true}",
+        "tls: {enabled: true, min_version: '1.2', cert_file: /c, key_file: /k}",
+        "tls: {enabled: true}\n  sasl: {" + ENDPOINT + ", client_id: c, client_secret_file: /s}",
+        "tls: {enabled: true}\n  sasl: {mechanism: OAUTHBEARER, token_file: /t}",
+    ],
+)
+def test_every_way_to_the_brokers_can_be_configured(file: Path, text: str) -> None:
+    file.write_text(MINIMAL + f"  {text}\n")
+    shown = config.as_yaml(config.load(file, {}))
+    assert "***" not in shown
+    assert "/p" in shown or "password_file: null" in shown
