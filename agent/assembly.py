@@ -25,6 +25,7 @@ from agent.core.identity import Birth, Checkpoint
 from agent.core.quota import ClientLimits
 from agent.core.record import RecordPolicy
 from agent.core.seam import TAIL_SHARE
+from agent.credentials import Credentials
 from agent.deletion import Deletion, Remove
 from agent.kafka import KafkaSink
 from agent.opener import Descriptor, Refused, open_beneath
@@ -60,6 +61,7 @@ class Parts:
         self.metrics = metrics
         self.codec = wire.codec(config.kafka.compression, config.kafka.compression_level)
         self.pace = Pace(config.batch)
+        self.credentials = Credentials(config.kafka.tls, config.kafka.sasl, clock)
         self.audit = Audit(
             config.audit_path if config.audit.enabled else None,
             bytes_max=config.audit.bytes_max,
@@ -87,6 +89,7 @@ class Parts:
             topic,
             client_id=kafka.client_id,
             timeout_s=kafka.request_timeout_s,
+            security=self.credentials,
         )
         return Outlet(
             name,

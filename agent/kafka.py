@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaProducer, errors
 from aiokafka.protocol.admin import DescribeConfigsRequest
 
 from agent import answers, producer, wire
+from agent.connections import Security
 from agent.core.batch import Batch
 from agent.errors import SinkUnavailable
 
@@ -40,20 +41,29 @@ class KafkaSink:
 
     @classmethod
     async def connect(
-        cls, bootstrap_servers: tuple[str, ...], topic: str, *, client_id: str, timeout_s: float
+        cls,
+        bootstrap_servers: tuple[str, ...],
+        topic: str,
+        *,
+        client_id: str,
+        timeout_s: float,
+        security: Security | None = None,
     ) -> "KafkaSink":
         """Start a producer and describe the topic, within about ``2 * timeout_s``.
 
         Raises ``SinkUnavailable``, with everything closed again.
         """
-        made = producer.made(bootstrap_servers, topic, client_id=client_id, timeout_s=timeout_s)
+        made = producer.made(
+            bootstrap_servers, topic, client_id=client_id, timeout_s=timeout_s, security=security
+        )
         try:
             async with asyncio.timeout(2 * timeout_s):
                 await made.start()
                 return cls(made, await _describe(made, topic))
         except (TimeoutError, OSError, errors.KafkaError) as error:
+            why = producer.handshake_failure(made) or error  # bootstrap() swallows it
             await producer.end(made, WeakSet())
-            raise answers.unavailable(error) from error
+            raise answers.unavailable(why) from error
         except BaseException:
             await producer.end(made, WeakSet())
             raise
@@ -112,7 +122,8 @@ class _Stamped:
 
 async def _describe(started: AIOKafkaProducer, name: str) -> Topic:
     client = started.client
-    await client.force_metadata_update()
+    if not await client.force_metadata_update():
+        raise errors.KafkaConnectionError("no broker answers a request for metadata")
     partitions = client.cluster.partitions_for_topic(name)
     if not partitions:
         if name in client.cluster.unauthorized_topics:

@@ -16,15 +16,17 @@ import functools
 import random
 import weakref
 from collections.abc import Callable
-from contextvars import ContextVar
 from itertools import chain
 from typing import Any
 
 import aiokafka.client
 from aiokafka import AIOKafkaProducer, errors
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.transaction import InitProducerIdRequest
 
-from agent.answers import TopicShrunk
+from agent import answers, connections
+from agent.answers import HandshakeFailed, TopicShrunk
+from agent.connections import Connections, Security
 
 # A metadata request with no wish of its own lets the broker create the topic; a topic that is
 # deleted under us would come back with one partition and nobody's settings.
@@ -32,24 +34,7 @@ aiokafka.client.MetadataRequest = functools.partial(
     MetadataRequest, allow_auto_topic_creation=False
 )
 
-_connections: ContextVar["weakref.WeakSet[Any] | None"] = ContextVar("connections", default=None)
-_of: "weakref.WeakKeyDictionary[AIOKafkaProducer, weakref.WeakSet[Any]]" = (
-    weakref.WeakKeyDictionary()
-)
-
-
-async def _create_conn(
-    *args: Any, _create: Any = aiokafka.client.create_conn, **kwargs: Any
-) -> Any:
-    """Keep each connection in sight: one whose maker is cancelled is in nobody's hands."""
-    connection = await _create(*args, **kwargs)
-    ours = _connections.get()
-    if ours is not None:  # a consumer in this process looks after its own
-        ours.add(connection)
-    return connection
-
-
-aiokafka.client.create_conn = _create_conn
+_of: "weakref.WeakKeyDictionary[AIOKafkaProducer, Connections]" = weakref.WeakKeyDictionary()
 
 Requests = weakref.WeakSet[asyncio.Task[None]]
 
@@ -57,11 +42,15 @@ _CLOSE_S = 2.0
 
 
 def made(
-    bootstrap_servers: tuple[str, ...], topic: str, *, client_id: str, timeout_s: float
+    bootstrap_servers: tuple[str, ...],
+    topic: str,
+    *,
+    client_id: str,
+    timeout_s: float,
+    security: Security | None,
 ) -> AIOKafkaProducer:
     """Return a producer that is not started yet; to be started in the same context."""
-    connections: weakref.WeakSet[Any] = weakref.WeakSet()
-    _connections.set(connections)
+    ours = connections.begin(security)
     producer = AIOKafkaProducer(
         bootstrap_servers=list(bootstrap_servers),
         client_id=client_id,
@@ -76,8 +65,34 @@ def made(
     producer.client._topics.add(topic)  # noqa: SLF001 - with none, it asks for all topics
     producer._message_accumulator._pending_batches = _Pending()  # noqa: SLF001
     _watch_metadata(producer, topic)
-    _of[producer] = connections
+    _say_why(producer, ours)
+    _of[producer] = ours
     return producer
+
+
+def handshake_failure(producer: AIOKafkaProducer) -> HandshakeFailed | None:
+    """Return why a broker could not be connected to, where it was over who is who."""
+    return _of[producer].failure()
+
+
+def _say_why(producer: AIOKafkaProducer, ours: Connections) -> None:
+    """Fail what is sent to a broker that refuses us: aiokafka would try the same without end."""
+    client = producer.client
+    send = client.send
+
+    async def saying(node_id: int, request: object, **named: Any) -> Any:
+        try:
+            return await send(node_id, request, **named)
+        except errors.NodeNotReadyError:
+            broker = client.cluster.broker_metadata(node_id)
+            failed = ours.failure((broker.host, broker.port)) if broker else None
+            if failed is None:
+                raise
+            if isinstance(request, InitProducerIdRequest):  # no KafkaError ends its loop
+                raise answers.unavailable(failed) from None
+            raise HandshakeFailed(failed.reason, failed.detail) from None
+
+    client.send = saying
 
 
 class _Pending(set[Any]):
@@ -175,8 +190,7 @@ async def end(producer: AIOKafkaProducer, requests: Requests) -> None:
         task.cancel()
     if ending:
         await asyncio.wait(ending, timeout=_CLOSE_S)
-    for connection in list(_of.get(producer, ())):
-        connection.close()
+    _of[producer].close()
     # Futures of batches that were never answered: nobody may wait on them, or be warned of them.
     accumulator = producer._message_accumulator  # noqa: SLF001
     accumulator.fail_all(errors.ProducerClosed())

@@ -114,6 +114,7 @@ class Outlet:
         self._broken: BaseException | None = None
         self._wake = asyncio.Event()
         self._said: str | None = "not connected yet"
+        self._doubted = False  # a send has failed: only an acknowledgement says it is up again
         self._noted = State.CLOSED
 
     def admit(self, batch: Batch) -> None:
@@ -212,7 +213,8 @@ class Outlet:
         async with self._quiet() if fewer else nullcontext():
             self.topic = sink.topic
         self.described.set()
-        self._say(None)
+        if not self._doubted:
+            self._say(None)
         self._carry_out(self.delivery.connected(sink.topic.partitions))
 
     async def _drop_sink(self) -> None:
@@ -237,12 +239,16 @@ class Outlet:
                 self._carry_out(self.delivery.refused(batch, refused.reason))
         except SinkUnavailable as unavailable:
             if sink is self._sink:
+                self._doubted = True
                 self._say(unavailable.reason, str(unavailable))
                 self._carry_out(self.delivery.failed(batch, unavailable.reason))
         else:
             if sink is self._sink:
                 throttled_s = sink.throttled_s - throttled_s
                 self._metrics.throttled_seconds.labels(self.name).inc(throttled_s)
+                if self._doubted:
+                    self._doubted = False
+                    self._say(None)
                 actions = self.delivery.acked(batch, throttled=throttled_s > 0)
                 self._settled(batch, kafka_offset, self._clock.monotonic() - started_s)
                 self._carry_out(actions)

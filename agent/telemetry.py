@@ -44,6 +44,7 @@ SEND_FAILURES = (
     "not_enough_replicas",
     "sequence",
     "timeout",
+    "tls",
     "topic_changed",
     "topic_denied",
     "topic_missing",

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import settings
 
 from agent.demo.broker import EmbeddedKafka
-from tests import real_kafka
+from tests import real_kafka, secured_kafka
+from tests.secured_kafka import Secured
 
 RUN = pytest.StashKey[Path]()
+SECURED = "secured"
 
 # How long an example takes says more of the machine than of the code: no test fails for that.
 settings.register_profile("feedback-agent", deadline=None, print_blob=True)
@@ -48,8 +50,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(RUN, None)
     if run is None or hasattr(config, "workerinput"):
         return
-    if (run / "cluster.json").exists():
-        real_kafka.run_script(run, "stop").check_returncode()
+    for cluster in (run, run / SECURED):
+        if (cluster / "cluster.json").exists():
+            real_kafka.run_script(cluster, "stop").check_returncode()
     shutil.rmtree(run)
 
 
@@ -66,6 +69,14 @@ def kafka(request: pytest.FixtureRequest) -> str:
     if lacking := real_kafka.missing():
         pytest.skip(f"no real Kafka: {' and '.join(lacking)} missing")
     return real_kafka.start(request.config.stash[RUN])
+
+
+@pytest.fixture(scope="session")
+def secured(request: pytest.FixtureRequest) -> Secured:
+    """A real Apache Kafka with TLS, SASL and ACLs; mark its tests ``kafka``."""
+    if lacking := real_kafka.missing():
+        pytest.skip(f"no real Kafka: {' and '.join(lacking)} missing")
+    return secured_kafka.start(request.config.stash[RUN] / SECURED)
 
 
 @pytest.fixture

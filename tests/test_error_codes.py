@@ -5,6 +5,7 @@ the agent's in both directions: a code that a new aiokafka knows fails here unti
 """
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
@@ -81,6 +82,7 @@ NO_CODES: dict[type[BaseException], str] = {
     errors.ProducerFenced: "sequence",
     room.TopicShrunk: "topic_changed",
     TimeoutError: "timeout",
+    ssl.SSLError: "tls",
     OSError: "unreachable",
 }
 """What the client raises of its own accord."""

@@ -1,0 +1,195 @@
+"""A real Kafka with a listener of every kind, its certificates, its users and its ACLs."""
+
+import asyncio
+import base64
+import fcntl
+import json
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import trustme
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from agent.demo.scene import Topics
+from tests import real_kafka
+
+HOST = "127.0.0.1"
+USER, PASSWORD = "shipper", "correct-horse-1"
+LISTENERS = {"TLS": "SSL", "MTLS": "SSL", "EXPIRED": "SSL", "OTHER": "SSL", "SASL": "SASL_SSL"}
+REAUTH_MS = 3000
+MODULE = "org.apache.kafka.common.security"
+TOPIC, LITERAL, ALLOW, WRITE, DESCRIBE = (
+    2,
+    3,
+    3,
+    4,
+    8,
+)  # resource, permission and operations of an ACL
+
+
+class Secured(NamedTuple):
+    """One cluster. ``plain`` is where everybody may do everything, for the tests themselves."""
+
+    run: Path
+    plain: str
+    addresses: dict[str, str]
+
+    @property
+    def ca(self) -> Path:
+        return self.run / "ca.pem"
+
+    @property
+    def cas(self) -> "Authorities":
+        return Authorities(self.run)
+
+    def topics(self) -> Topics:
+        """Make two topics of a new name."""
+        name = f"test-{uuid4().hex}"
+        for topic in (name, f"{name}-dlq"):
+            asyncio.run(real_kafka.create_topic(self.plain, topic, 3))
+        return Topics(self.plain, name, f"{name}-dlq")
+
+    def kafka(self, listener: str, topics: Topics, **sections: Any) -> dict[str, Any]:
+        """Return the section ``kafka`` of an agent that comes in by ``listener``."""
+        tls = {"enabled": True, "ca_file": str(self.ca), **sections.pop("tls", {})}
+        return {
+            "bootstrap_servers": self.addresses[listener],
+            "topic": topics.events,
+            "request_timeout_s": 5,
+            "tls": tls,
+            **sections,
+        }
+
+    def set_password(self, password: str) -> None:
+        real_kafka.run_script(self.run, "scram", f"{USER}={password}").check_returncode()
+
+    def allow(self, topic: str, user: str, *operations: int) -> None:
+        """Once a topic has an ACL, nobody may use it who has none."""
+        asyncio.run(_allow(self.plain, topic, user, operations))
+
+
+async def _allow(bootstrap: str, topic: str, user: str, operations: Iterable[int]) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        for operation in operations:
+            acl = TOPIC, topic, LITERAL, f"User:{user}", "*", operation, ALLOW
+            answer = await admin._send_request(CreateAclsRequest(*acl))
+            assert 0 == answer.creation_responses[0][0], answer
+    finally:
+        await admin.close()
+
+
+class Authorities:
+    """Two CAs that live in files: the one that is trusted, and another."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def make(self) -> None:
+        for name in ("ca", "stranger"):
+            ca = trustme.CA()
+            ca.cert_pem.write_to_path(self._run / f"{name}.pem")
+            ca.private_key_pem.write_to_path(self._run / f"{name}.key")
+
+    def issue(self, into: Path, name: str, *, ca: str = "ca", expired: bool = False) -> Path:
+        """Write a key and its chain into one file, replacing what is there at once."""
+        made = trustme.CA.from_pem(
+            *((self._run / f"{ca}{s}").read_bytes() for s in (".pem", ".key"))
+        )
+        now = datetime.now(UTC)  # noqa: TID251 - certificates are about the time of day
+        leaf = made.issue_cert(
+            name,
+            common_name=name,
+            not_before=now - timedelta(days=9),
+            not_after=now + timedelta(days=-1 if expired else 9),
+        )
+        key = load_pem_private_key(leaf.private_key_pem.bytes(), None)
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        replace(into, pem + b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+        return into
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put a file in the place of another at once, as Kubernetes does."""
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(content)
+    fresh.chmod(0o600)
+    fresh.replace(path)
+
+
+def start(run: Path) -> Secured:
+    """Start it in ``run``, or find it running. One at a time of all who call."""
+    run.mkdir(exist_ok=True)
+    with (run / "made").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run / "cluster.json").exists():
+            _certificates(run)
+        arguments = [f"--listener={name}={protocol}" for name, protocol in LISTENERS.items()]
+        arguments += [f"--set={key}={value}" for key, value in _settings(run).items()]
+        done = real_kafka.run_script(run, "start", f"--scram={USER}={PASSWORD}", *arguments)
+    assert 0 == done.returncode, done.stderr
+    said = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    addresses = {name: said[f"{real_kafka.ADDRESS}_{name}"] for name in LISTENERS}
+    return Secured(run, said[real_kafka.ADDRESS], addresses)
+
+
+def _certificates(run: Path) -> None:
+    cas = Authorities(run)
+    cas.make()
+    cas.issue(run / "broker.pem", HOST)
+    cas.issue(run / "expired.pem", HOST, expired=True)
+    cas.issue(run / "other.pem", "kafka.example")
+
+
+def _settings(run: Path) -> dict[str, str]:
+    plain = " ".join([f"{MODULE}.plain.PlainLoginModule required", f'user_{USER}="{PASSWORD}";'])
+    scram = f"{MODULE}.scram.ScramLoginModule required;"
+    mechanisms = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
+    bearer = (
+        f'{MODULE}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="b";'
+    )
+    sasl = "listener.name.sasl"
+    return {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+        "allow.everyone.if.no.acl.found": "true",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(run / "broker.pem"),
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(run / "ca.pem"),
+        "listener.name.mtls.ssl.client.auth": "required",
+        "listener.name.expired.ssl.keystore.location": str(run / "expired.pem"),
+        "listener.name.other.ssl.keystore.location": str(run / "other.pem"),
+        "listener.name.expired.ssl.keystore.type": "PEM",
+        "listener.name.other.ssl.keystore.type": "PEM",
+        f"{sasl}.sasl.enabled.mechanisms": ",".join(mechanisms),
+        f"{sasl}.plain.sasl.jaas.config": plain,
+        f"{sasl}.scram-sha-256.sasl.jaas.config": scram,
+        f"{sasl}.scram-sha-512.sasl.jaas.config": scram,
+        f"{sasl}.oauthbearer.sasl.jaas.config": bearer,
+        f"{sasl}.oauthbearer.connections.max.reauth.ms": str(REAUTH_MS),
+        "connection.failed.authentication.delay.ms": "100",
+    }
+
+
+def bearer_token(lifetime_s: float, user: str = USER) -> str:
+    """Return an unsecured JWS, which Kafka's own validator for tests takes while it is good."""
+    now_s = time.time()  # noqa: TID251 - the broker compares it with the time of day
+    parts = ({"alg": "none"}, {"sub": user, "iat": now_s - 1, "exp": now_s + lifetime_s})
+    return ".".join([*(_encoded(part) for part in parts), ""])
+
+
+def _encoded(part: dict[str, object]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
