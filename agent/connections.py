@@ -7,16 +7,20 @@ for whoever asks, and nothing but an ``OSError`` or a ``KafkaError`` gets out, f
 ends aiokafka's metadata task without a word.
 """
 
+import re
 import weakref
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 import aiokafka.client
+import aiokafka.conn
+from aiokafka import errors
 
 from agent.answers import HandshakeFailed, handshake_failure
 
 Address = tuple[str, int]
+STATUS = re.compile(rb'"status"\s*:\s*"([A-Za-z_ -]{1,64})"')
 
 
 class Security(Protocol):
@@ -84,6 +88,22 @@ def begin(security: Security | None) -> Connections:
     _ours.set(connections)
     return connections
 
+
+class _BearerAuthenticator(aiokafka.conn.OAuthAuthenticator):  # type: ignore[misc]  # no types
+    """A broker says no to a token in an answer without an error code (RFC 7628, section 3.2.2).
+
+    aiokafka does not read it and takes itself to be let in; the next request is not answered.
+    """
+
+    async def step(self, payload: bytes | None) -> object:
+        if payload:  # nothing at the first step, and after a token that is good
+            status = STATUS.search(payload)
+            said = status[1].decode() if status else "no reason given"
+            raise errors.SaslAuthenticationFailed(f"the token was refused: {said}")
+        return await super().step(payload)
+
+
+aiokafka.conn.OAuthAuthenticator = _BearerAuthenticator
 
 _create = aiokafka.client.create_conn
 

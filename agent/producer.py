@@ -90,7 +90,9 @@ def _say_why(producer: AIOKafkaProducer, ours: Connections) -> None:
                 raise
             if isinstance(request, InitProducerIdRequest):  # no KafkaError ends its loop
                 raise answers.unavailable(failed) from None
-            raise HandshakeFailed(failed.reason, failed.detail) from None
+            error = HandshakeFailed(failed.reason, failed.detail)
+            _give_up(producer, error)  # what waits behind it would be out of sequence
+            raise error from None
 
     client.send = saying
 

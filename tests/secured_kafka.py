@@ -5,14 +5,17 @@ import base64
 import fcntl
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote_plus
 from uuid import uuid4
 
 import trustme
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.admin import CreateAclsRequest
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -25,7 +28,7 @@ from agent.demo.scene import Topics
 from tests import real_kafka
 
 HOST = "127.0.0.1"
-USER, PASSWORD = "shipper", "correct-horse-1"
+USER, ROTATED, PASSWORD = "shipper", "rotated", "correct-horse-1"
 LISTENERS = {"TLS": "SSL", "MTLS": "SSL", "EXPIRED": "SSL", "OTHER": "SSL", "SASL": "SASL_SSL"}
 REAUTH_MS = 3000
 MODULE = "org.apache.kafka.common.security"
@@ -71,12 +74,34 @@ class Secured(NamedTuple):
             **sections,
         }
 
-    def set_password(self, password: str) -> None:
-        real_kafka.run_script(self.run, "scram", f"{USER}={password}").check_returncode()
+    def set_password(self, user: str, password: str) -> None:
+        real_kafka.run_script(self.run, "scram", f"{user}={password}").check_returncode()
+
+    @contextmanager
+    def certificate(self, listener: str, file: Path) -> Iterator[None]:
+        """Let a listener present another certificate until the end of the block."""
+        key = f"listener.name.{listener.lower()}.ssl.keystore.location"
+        asyncio.run(_configure(self.plain, {key: str(file)}))
+        try:
+            yield
+        finally:
+            asyncio.run(_configure(self.plain, {}))
 
     def allow(self, topic: str, user: str, *operations: int) -> None:
         """Once a topic has an ACL, nobody may use it who has none."""
         asyncio.run(_allow(self.plain, topic, user, operations))
+
+
+async def _configure(bootstrap: str, configs: dict[str, str]) -> None:
+    """Set what the broker takes while it runs, and nothing else."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        broker = ConfigResource(ConfigResourceType.BROKER, "1", configs)
+        for answer in await admin.alter_configs([broker]):
+            assert all(code == 0 for code, *_ in answer.resources), answer
+    finally:
+        await admin.close()
 
 
 async def _allow(bootstrap: str, topic: str, user: str, operations: Iterable[int]) -> None:
@@ -136,9 +161,10 @@ def start(run: Path) -> Secured:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (run / "cluster.json").exists():
             _certificates(run)
+        users = [f"--scram={user}={PASSWORD}" for user in (USER, ROTATED)]
         arguments = [f"--listener={name}={protocol}" for name, protocol in LISTENERS.items()]
         arguments += [f"--set={key}={value}" for key, value in _settings(run).items()]
-        done = real_kafka.run_script(run, "start", f"--scram={USER}={PASSWORD}", *arguments)
+        done = real_kafka.run_script(run, "start", *users, *arguments)
     assert 0 == done.returncode, done.stderr
     said = dict(line.split("=", 1) for line in done.stdout.splitlines())
     addresses = {name: said[f"{real_kafka.ADDRESS}_{name}"] for name in LISTENERS}
@@ -172,13 +198,21 @@ def _settings(run: Path) -> dict[str, str]:
         "listener.name.mtls.ssl.client.auth": "required",
         "listener.name.expired.ssl.keystore.location": str(run / "expired.pem"),
         "listener.name.other.ssl.keystore.location": str(run / "other.pem"),
-        "listener.name.expired.ssl.keystore.type": "PEM",
-        "listener.name.other.ssl.keystore.type": "PEM",
+        **{
+            f"listener.name.{listener}.ssl.{key}": value
+            for listener in ("expired", "other")
+            for key, value in (
+                ("keystore.type", "PEM"),
+                ("allow.dn.changes", "true"),
+                ("allow.san.changes", "true"),
+            )
+        },
         f"{sasl}.sasl.enabled.mechanisms": ",".join(mechanisms),
         f"{sasl}.plain.sasl.jaas.config": plain,
         f"{sasl}.scram-sha-256.sasl.jaas.config": scram,
         f"{sasl}.scram-sha-512.sasl.jaas.config": scram,
         f"{sasl}.oauthbearer.sasl.jaas.config": bearer,
+        f"{sasl}.scram-sha-256.connections.max.reauth.ms": str(REAUTH_MS),
         f"{sasl}.oauthbearer.connections.max.reauth.ms": str(REAUTH_MS),
         "connection.failed.authentication.delay.ms": "100",
     }
@@ -187,9 +221,18 @@ def _settings(run: Path) -> dict[str, str]:
 def bearer_token(lifetime_s: float, user: str = USER) -> str:
     """Return an unsecured JWS, which Kafka's own validator for tests takes while it is good."""
     now_s = time.time()  # noqa: TID251 - the broker compares it with the time of day
-    parts = ({"alg": "none"}, {"sub": user, "iat": now_s - 1, "exp": now_s + lifetime_s})
+    parts: tuple[dict[str, object], ...] = (
+        {"alg": "none"},
+        {"sub": user, "iat": now_s - 1, "exp": now_s + lifetime_s},
+    )
     return ".".join([*(_encoded(part) for part in parts), ""])
 
 
 def _encoded(part: dict[str, object]) -> str:
     return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
+
+
+def basic(user: str, password: str) -> str:
+    """Return the header ``Authorization`` that says so (RFC 6749, section 2.3.1)."""
+    pair = f"{quote_plus(user)}:{quote_plus(password)}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"

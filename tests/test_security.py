@@ -1,0 +1,308 @@
+"""Brokers that let the agent in only with the right credentials, and an agent that checks them.
+
+What is wrong is said once, with one reason, and a corrected file is enough.
+"""
+
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import secured_kafka
+from tests.running import Agent, append, assert_each_once, feedback, verdict
+from tests.secured_kafka import (
+    DESCRIBE,
+    HOST,
+    PASSWORD,
+    ROTATED,
+    USER,
+    WRITE,
+    Secured,
+    bearer_token,
+    replace,
+)
+
+pytestmark = pytest.mark.kafka
+
+LINES = 50
+SECRETS = (PASSWORD, "battery-staple", "endpoint-secret", "correct-horse")
+IMPATIENT: dict[str, Any] = {
+    "retry": {"backoff_s": 0.2, "backoff_max_s": 0.5},
+    "breaker": {"cooldown_s": 0.5},
+    "batch": {"age_max_s": 0.1},
+}
+
+
+def secret(path: Path, text: str) -> str:
+    replace(path, text.encode())
+    return str(path)
+
+
+def sasl(work: Path, mechanism: str, password: str = PASSWORD, user: str = USER) -> dict[str, str]:
+    file = secret(work / "password", password)
+    return {"mechanism": mechanism, "username": user, "password_file": file}
+
+
+def bearing(work: Path, lifetime_s: float) -> dict[str, str]:
+    file = secret(work / "token", bearer_token(lifetime_s))
+    return {"mechanism": "OAUTHBEARER", "token_file": file}
+
+
+class Endpoint(ThreadingHTTPServer):
+    """A token endpoint over HTTPS."""
+
+    daemon_threads = True
+    secret = "endpoint-secret"  # noqa: S105 - of this endpoint
+    lifetime_s = 3600.0
+    granted = 0
+
+
+class _Grant(BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        wanted = secured_kafka.basic("the agent", self.server.secret)
+        if self.headers["Authorization"] != wanted or "grant_type=client_credentials" not in body:
+            self._answer(401, {"error": "invalid_client", "error_description": "endpoint-secret"})
+            return
+        self.server.granted += 1
+        token = bearer_token(self.server.lifetime_s)
+        self._answer(200, {"access_token": token, "expires_in": self.server.lifetime_s})
+
+    def _answer(self, status: int, fields: dict[str, object]) -> None:
+        body = json.dumps(fields).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output free of it."""
+
+
+@contextmanager
+def token_endpoint(secured: Secured, work: Path) -> Iterator[Endpoint]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(secured.cas.issue(work / "endpoint.pem", HOST))
+    with Endpoint((HOST, 0), _Grant) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+def asking(secured: Secured, work: Path, server: Endpoint, password: str) -> dict[str, str]:
+    return {
+        "mechanism": "OAUTHBEARER",
+        "token_url": f"https://{HOST}:{server.server_address[1]}/token",
+        "token_ca_file": str(secured.ca),
+        "client_id": "the agent",
+        "client_secret_file": secret(work / "client-secret", password),
+    }
+
+
+@contextmanager
+def shipping(secured: Secured, work: Path, listener: str, **kafka: Any) -> Iterator[Agent]:
+    """Run an agent that has ``LINES`` lines to ship and comes in by ``listener``."""
+    topics = kafka.pop("topics", None) or secured.topics()
+    section = secured.kafka(listener, topics, **kafka)
+    with Agent(work, topics, kafka=section, **IMPATIENT) as agent:
+        append(agent.root / "app/a.jsonl", map(feedback, range(LINES)))
+        yield agent.start()
+        assert not [word for word in SECRETS if word in agent.log_text()]
+        assert "Traceback" not in agent.log_text()
+        assert 0 == agent.stop()
+
+
+def until_refused(agent: Agent, reason: str, detail: str) -> None:
+    """Wait until the agent says why; then it has tried more than once and said it once."""
+    agent.until(
+        lambda: agent.metric("send_failures_total", sink="events", reason=reason) > 2, reason
+    )
+    said = [e for e in agent.log_entries("sink.down") if e["sink"] == "events"]
+    assert [reason] == [entry["reason"] for entry in said]
+    assert detail in said[0]["detail"]
+    spooling = f"events: spooling ({reason})"
+    agent.until(lambda: [spooling] == [r for r in agent.reasons() if "events" in r], spooling)
+
+
+def assert_recovers(agent: Agent) -> None:
+    """Without a restart everything arrives, once."""
+    agent.until(lambda: agent.mode() == "live" and not agent.not_ready(), "live again")
+    agent.until(lambda: agent.metric("events_delivered_total") >= LINES, "delivered")
+    assert_each_once(agent, LINES)
+
+
+WAYS = ("TLS", "TLS 1.2", "MTLS", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "token", "endpoint")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_in_works(secured: Secured, tmp_path: Path, way: str) -> None:
+    with token_endpoint(secured, tmp_path) as server:
+        listener, kafka = "SASL", dict[str, Any]()
+        match way:
+            case "TLS" | "TLS 1.2":
+                listener = "TLS"
+                kafka["tls"] = {"min_version": way.removeprefix("TLS ") if " " in way else "1.3"}
+            case "MTLS":
+                listener = "MTLS"
+                own = secured.cas.issue(tmp_path / "own.pem", "agent")
+                kafka["tls"] = {"cert_file": str(own)}
+            case "token":
+                kafka["sasl"] = bearing(tmp_path, 3600)
+            case "endpoint":
+                kafka["sasl"] = asking(secured, tmp_path, server, server.secret)
+            case _:
+                kafka["sasl"] = sasl(tmp_path, way)
+        with shipping(secured, tmp_path, listener, **kafka) as agent:
+            agent.until_delivered(LINES)
+            assert [] == agent.log_entries("sink.down", "secret.exposed")
+        assert_each_once(agent, LINES)
+        assert (1 if way == "endpoint" else 0) == server.granted, "one token for all connections"
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+def test_a_wrong_password(secured: Secured, tmp_path: Path, mechanism: str) -> None:
+    wrong = sasl(tmp_path, mechanism, "battery-staple")
+    with shipping(secured, tmp_path, "SASL", sasl=wrong) as agent:
+        until_refused(agent, "authentication", "SaslAuthenticationFailed")
+        secret(tmp_path / "password", PASSWORD)
+        assert_recovers(agent)
+
+
+def test_a_password_file_that_is_not_there_yet(secured: Secured, tmp_path: Path) -> None:
+    missing = sasl(tmp_path, "PLAIN")
+    (tmp_path / "password").unlink()
+    with shipping(secured, tmp_path, "SASL", sasl=missing) as agent:
+        until_refused(agent, "authentication", "password: no such file or directory")
+        secret(tmp_path / "password", PASSWORD)
+        assert_recovers(agent)
+
+
+def test_a_token_that_has_expired(secured: Secured, tmp_path: Path) -> None:
+    with shipping(secured, tmp_path, "SASL", sasl=bearing(tmp_path, -60)) as agent:
+        until_refused(agent, "authentication", "SaslAuthenticationFailed")
+        secret(tmp_path / "token", bearer_token(3600))
+        assert_recovers(agent)
+
+
+def test_a_token_endpoint_that_does_not_know_us(secured: Secured, tmp_path: Path) -> None:
+    with token_endpoint(secured, tmp_path) as server:
+        wrong = asking(secured, tmp_path, server, "battery-staple")
+        with shipping(secured, tmp_path, "SASL", sasl=wrong) as agent:
+            until_refused(agent, "authentication", "HTTP 401 invalid_client")
+            secret(tmp_path / "client-secret", server.secret)
+            assert_recovers(agent)
+
+
+def test_a_ca_that_did_not_sign_the_brokers_certificate(secured: Secured, tmp_path: Path) -> None:
+    ca = secret(tmp_path / "ca.pem", (secured.run / "stranger.pem").read_text())
+    with shipping(secured, tmp_path, "TLS", tls={"ca_file": ca}) as agent:
+        until_refused(agent, "tls", "wrong CA: ")
+        secret(tmp_path / "ca.pem", secured.ca.read_text())
+        assert_recovers(agent)
+
+
+@pytest.mark.parametrize(
+    ("listener", "detail"),
+    [("EXPIRED", "certificate has expired"), ("OTHER", "wrong host name: ")],
+)
+def test_a_certificate_of_the_broker_that_is_not_good(
+    secured: Secured, tmp_path: Path, listener: str, detail: str
+) -> None:
+    """It is the broker that is mended here."""
+    with shipping(secured, tmp_path, listener) as agent:
+        until_refused(agent, "tls", detail)
+        with secured.certificate(listener, secured.run / "broker.pem"):
+            assert_recovers(agent)
+
+
+@pytest.mark.parametrize("wrong", ["none", "expired", "stranger"])
+def test_a_certificate_of_ours_that_is_not_good(
+    secured: Secured, tmp_path: Path, wrong: str
+) -> None:
+    own, good = tmp_path / "own.pem", tmp_path / "good.pem"
+    secured.cas.issue(good, "agent")
+    authority = "stranger" if wrong == "stranger" else "ca"
+    secured.cas.issue(own, "agent", ca=authority, expired=wrong == "expired")
+    if wrong == "none":
+        own.unlink()
+    with shipping(secured, tmp_path, "MTLS", tls={"cert_file": str(own)}) as agent:
+        until_refused(agent, "tls", "own.pem" if wrong == "none" else "the broker refused ours")
+        replace(own, good.read_bytes())
+        assert_recovers(agent)
+
+
+@pytest.mark.parametrize("granted", [(), (DESCRIBE,)], ids=["nothing", "describe"])
+def test_an_acl_that_is_missing(secured: Secured, tmp_path: Path, granted: tuple[int, ...]) -> None:
+    """What docs/security.md lists is enough: Describe and Write, and no Create."""
+    topics = secured.topics()
+    secured.allow(topics.events, "somebody", DESCRIBE)
+    secured.allow(topics.events, USER, *granted)
+    way = sasl(tmp_path, "SCRAM-SHA-512")
+    with shipping(secured, tmp_path, "SASL", sasl=way, topics=topics) as agent:
+        until_refused(agent, "topic_denied", topics.events)
+        secured.allow(topics.events, USER, DESCRIBE, WRITE)
+        assert_recovers(agent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[list[int]]:
+    """Append to ``path`` until the end of the block; the list holds one entry a line by then."""
+    stopped, written = threading.Event(), list[int]()
+
+    def write() -> None:
+        while not stopped.wait(0.02):
+            append(path, [feedback(1000 + len(written))])
+            written.append(0)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield written
+    finally:
+        stopped.set()
+        writer.join()
+
+
+def test_a_password_that_is_rotated_while_lines_flow(secured: Secured, tmp_path: Path) -> None:
+    """The broker ends sessions after a while; the next begins with the password of then."""
+    way = sasl(tmp_path, "SCRAM-SHA-256", user=ROTATED)
+    with shipping(secured, tmp_path, "SASL", sasl=way) as agent:
+        agent.until_delivered(LINES)
+        with writing(agent.root / "app/b.jsonl") as written:
+            secured.set_password(ROTATED, "correct-horse-2")
+            agent.until(lambda: bool(agent.log_entries("sink.down")), "refused")
+            secret(tmp_path / "password", "correct-horse-2")
+            agent.until(lambda: agent.mode() == "live" and not agent.not_ready(), "live again")
+        agent.until(lambda: agent.metric("lag_bytes") == 0 and not agent.behind_bytes(), "all")
+        downs = [e["reason"] for e in agent.log_entries("sink.down") if e["sink"] == "events"]
+        assert ["authentication"] == downs
+        assert agent.log_entries("secret.changed")
+    found = verdict(agent)
+    assert found.ok, found.examples
+    assert LINES + len(written) == found.lines
+
+
+def test_tokens_that_expire_while_lines_flow(secured: Secured, tmp_path: Path) -> None:
+    """A session lasts as long as its token; nobody hears of the next one."""
+    with token_endpoint(secured, tmp_path) as server:
+        server.lifetime_s = 3.0
+        way = asking(secured, tmp_path, server, server.secret)
+        with shipping(secured, tmp_path, "SASL", sasl=way) as agent:
+            with writing(agent.root / "app/b.jsonl") as written:
+                agent.until(lambda: server.granted > 2, "tokens")
+            agent.until(lambda: not agent.behind_bytes(), "all")
+            assert [] == agent.log_entries("sink.down")
+        assert_each_once(agent, LINES + len(written))
