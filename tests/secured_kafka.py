@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote_plus
 from uuid import uuid4
 
 import trustme
@@ -230,9 +229,3 @@ def bearer_token(lifetime_s: float, user: str = USER) -> str:
 
 def _encoded(part: dict[str, object]) -> str:
     return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
-
-
-def basic(user: str, password: str) -> str:
-    """Return the header ``Authorization`` that says so (RFC 6749, section 2.3.1)."""
-    pair = f"{quote_plus(user)}:{quote_plus(password)}"
-    return f"Basic {base64.b64encode(pair.encode()).decode()}"

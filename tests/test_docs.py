@@ -172,6 +172,14 @@ def test_every_log_event_key_and_reason_that_delivery_names_exists() -> None:
     assert named - files - NOT_OURS <= logged | known
 
 
+def test_every_log_event_and_key_that_security_names_exists() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    ours = re.compile(r"(secret|sink|token|kafka|dlq)\.[a-z_.]+")
+    named = {word for word in quoted(text) if ours.fullmatch(word)}
+    assert {"secret.changed", "kafka.tls.cert_file"} <= named
+    assert named <= events_logged() | keys()
+
+
 def test_every_key_that_events_names_exists() -> None:
     named = {word for word in quoted(EVENTS) if DOTTED.fullmatch(word)}
     assert named - NOT_OURS <= keys()

@@ -3,18 +3,16 @@
 What is wrong is said once, with one reason, and a corrected file is enough.
 """
 
-import json
-import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import secured_kafka
+from tests import real_kafka, secured_kafka
+from tests.conftest import RUN, SECURED
 from tests.running import Agent, append, assert_each_once, feedback, verdict
 from tests.secured_kafka import (
     DESCRIBE,
@@ -27,6 +25,7 @@ from tests.secured_kafka import (
     bearer_token,
     replace,
 )
+from tests.token_endpoint import Endpoint, token_endpoint
 
 pytestmark = pytest.mark.kafka
 
@@ -37,6 +36,14 @@ IMPATIENT: dict[str, Any] = {
     "breaker": {"cooldown_s": 0.5},
     "batch": {"age_max_s": 0.1},
 }
+
+
+@pytest.fixture(scope="session")
+def secured(request: pytest.FixtureRequest) -> Secured:
+    """A real Apache Kafka with TLS, SASL and ACLs; mark its tests ``kafka``."""
+    if lacking := real_kafka.missing():
+        pytest.skip(f"no real Kafka: {' and '.join(lacking)} missing")
+    return secured_kafka.start(request.config.stash[RUN] / SECURED)
 
 
 def secret(path: Path, text: str) -> str:
@@ -52,54 +59,6 @@ def sasl(work: Path, mechanism: str, password: str = PASSWORD, user: str = USER)
 def bearing(work: Path, lifetime_s: float) -> dict[str, str]:
     file = secret(work / "token", bearer_token(lifetime_s))
     return {"mechanism": "OAUTHBEARER", "token_file": file}
-
-
-class Endpoint(ThreadingHTTPServer):
-    """A token endpoint over HTTPS."""
-
-    daemon_threads = True
-    secret = "endpoint-secret"  # noqa: S105 - of this endpoint
-    lifetime_s = 3600.0
-    granted = 0
-
-
-class _Grant(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        wanted = secured_kafka.basic("the agent", self.server.secret)
-        if self.headers["Authorization"] != wanted or "grant_type=client_credentials" not in body:
-            self._answer(401, {"error": "invalid_client", "error_description": "endpoint-secret"})
-            return
-        self.server.granted += 1
-        token = bearer_token(self.server.lifetime_s)
-        self._answer(200, {"access_token": token, "expires_in": self.server.lifetime_s})
-
-    def _answer(self, status: int, fields: dict[str, object]) -> None:
-        body = json.dumps(fields).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Keep the test's output free of it."""
-
-
-@contextmanager
-def token_endpoint(secured: Secured, work: Path) -> Iterator[Endpoint]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(secured.cas.issue(work / "endpoint.pem", HOST))
-    with Endpoint((HOST, 0), _Grant) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        serving = threading.Thread(target=server.serve_forever)
-        serving.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            serving.join()
 
 
 def asking(secured: Secured, work: Path, server: Endpoint, password: str) -> dict[str, str]:
@@ -149,7 +108,7 @@ WAYS = ("TLS", "TLS 1.2", "MTLS", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "to
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_in_works(secured: Secured, tmp_path: Path, way: str) -> None:
-    with token_endpoint(secured, tmp_path) as server:
+    with token_endpoint(secured.cas, tmp_path) as server:
         listener, kafka = "SASL", dict[str, Any]()
         match way:
             case "TLS" | "TLS 1.2":
@@ -198,7 +157,7 @@ def test_a_token_that_has_expired(secured: Secured, tmp_path: Path) -> None:
 
 
 def test_a_token_endpoint_that_does_not_know_us(secured: Secured, tmp_path: Path) -> None:
-    with token_endpoint(secured, tmp_path) as server:
+    with token_endpoint(secured.cas, tmp_path) as server:
         wrong = asking(secured, tmp_path, server, "battery-staple")
         with shipping(secured, tmp_path, "SASL", sasl=wrong) as agent:
             until_refused(agent, "authentication", "HTTP 401 invalid_client")
@@ -297,7 +256,7 @@ def test_a_password_that_is_rotated_while_lines_flow(secured: Secured, tmp_path:
 
 def test_tokens_that_expire_while_lines_flow(secured: Secured, tmp_path: Path) -> None:
     """A session lasts as long as its token; nobody hears of the next one."""
-    with token_endpoint(secured, tmp_path) as server:
+    with token_endpoint(secured.cas, tmp_path) as server:
         server.lifetime_s = 3.0
         way = asking(secured, tmp_path, server, server.secret)
         with shipping(secured, tmp_path, "SASL", sasl=way) as agent:
