@@ -122,7 +122,8 @@ class _Stamped:
 
 async def _describe(started: AIOKafkaProducer, name: str) -> Topic:
     client = started.client
-    if not await client.force_metadata_update():
+    # Twice: the broker may have ended the session by now, then the second has a new connection.
+    if not (await client.force_metadata_update() or await client.force_metadata_update()):
         raise errors.KafkaConnectionError("no broker answers a request for metadata")
     partitions = client.cluster.partitions_for_topic(name)
     if not partitions:

@@ -29,7 +29,7 @@ from tests import real_kafka
 HOST = "127.0.0.1"
 USER, ROTATED, PASSWORD = "shipper", "rotated", "correct-horse-1"
 LISTENERS = {"TLS": "SSL", "MTLS": "SSL", "EXPIRED": "SSL", "OTHER": "SSL", "SASL": "SASL_SSL"}
-REAUTH_MS = 3000
+REAUTH_MS = 2000
 MODULE = "org.apache.kafka.common.security"
 TOPIC, LITERAL, ALLOW, WRITE, DESCRIBE = (
     2,

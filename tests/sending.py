@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from agent import wire
 from agent.clock import SystemClock
+from agent.connections import Security
 from agent.core.batch import Batch
 from agent.core.policy import BreakerPolicy, RetryPolicy
 from agent.errors import RecordRefused, SinkUnavailable
@@ -36,6 +37,7 @@ class Sending:
     topic: str
     timeout_s: float
     ack_age_max_s: float
+    security: Security | None = None
     outlet: Outlet = field(init=False)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     admitted: dict[int, list[bytes]] = field(default_factory=dict)
@@ -62,6 +64,12 @@ class Sending:
         fates = [*self.settled, *(value for value, _ in self.refused)]
         assert sorted(v for values in self.admitted.values() for v in values) == sorted(fates)
 
+    def cut(self) -> None:
+        """Cut the producer's connections, as a broker may at any time."""
+        assert isinstance(self.outlet._sink, KafkaSink)
+        for connection in self.outlet._sink._producer.client._conns.values():
+            connection.close()
+
     @property
     def retirements(self) -> int:
         name = "feedback_agent_producer_retirements_total"
@@ -74,6 +82,7 @@ class Sending:
                 self.topic,
                 client_id="test",
                 timeout_s=self.timeout_s,
+                security=self.security,
             )
         except SinkUnavailable as unavailable:
             self.heard.append(unavailable)
@@ -97,10 +106,16 @@ class _Overheard(KafkaSink):
 
 @asynccontextmanager
 async def sending(
-    bootstrap: str, topic: str, *, timeout_s: float, ack_age_max_s: float = 30.0
+    bootstrap: str,
+    topic: str,
+    *,
+    timeout_s: float,
+    ack_age_max_s: float = 30.0,
+    security: Security | None = None,
 ) -> AsyncIterator[Sending]:
     """Run an outlet for ``topic`` that tries again almost at once."""
-    found, clock = Sending(bootstrap, topic, timeout_s, ack_age_max_s), SystemClock()
+    found = Sending(bootstrap, topic, timeout_s, ack_age_max_s, security)
+    clock = SystemClock()
 
     def settled(batch: Batch, *_: object) -> None:
         found.settled += [record.value for record in wire.records(batch)]

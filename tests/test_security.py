@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from agent.clock import SystemClock
+from agent.config.sections import Sasl, Tls
+from agent.credentials import Credentials
 from tests import real_kafka, secured_kafka
 from tests.conftest import RUN, SECURED
 from tests.running import Agent, append, assert_each_once, feedback, verdict
@@ -25,6 +29,7 @@ from tests.secured_kafka import (
     bearer_token,
     replace,
 )
+from tests.sending import arrived, sending
 from tests.token_endpoint import Endpoint, token_endpoint
 
 pytestmark = pytest.mark.kafka
@@ -84,11 +89,13 @@ def shipping(secured: Secured, work: Path, listener: str, **kafka: Any) -> Itera
         assert 0 == agent.stop()
 
 
+def refusals(agent: Agent, reason: str = "authentication") -> float:
+    return agent.metric("send_failures_total", sink="events", reason=reason)
+
+
 def until_refused(agent: Agent, reason: str, detail: str) -> None:
     """Wait until the agent says why; then it has tried more than once and said it once."""
-    agent.until(
-        lambda: agent.metric("send_failures_total", sink="events", reason=reason) > 2, reason
-    )
+    agent.until(lambda: refusals(agent, reason) > 2, reason)
     said = [e for e in agent.log_entries("sink.down") if e["sink"] == "events"]
     assert [reason] == [entry["reason"] for entry in said]
     assert detail in said[0]["detail"]
@@ -242,7 +249,7 @@ def test_a_password_that_is_rotated_while_lines_flow(secured: Secured, tmp_path:
         agent.until_delivered(LINES)
         with writing(agent.root / "app/b.jsonl") as written:
             secured.set_password(ROTATED, "correct-horse-2")
-            agent.until(lambda: bool(agent.log_entries("sink.down")), "refused")
+            agent.until(lambda: refusals(agent) > 0, "refused")
             secret(tmp_path / "password", "correct-horse-2")
             agent.until(lambda: agent.mode() == "live" and not agent.not_ready(), "live again")
         agent.until(lambda: agent.metric("lag_bytes") == 0 and not agent.behind_bytes(), "all")
@@ -257,7 +264,7 @@ def test_a_password_that_is_rotated_while_lines_flow(secured: Secured, tmp_path:
 def test_tokens_that_expire_while_lines_flow(secured: Secured, tmp_path: Path) -> None:
     """A session lasts as long as its token; nobody hears of the next one."""
     with token_endpoint(secured.cas, tmp_path) as server:
-        server.lifetime_s = 3.0
+        server.lifetime_s = 2.0
         way = asking(secured, tmp_path, server, server.secret)
         with shipping(secured, tmp_path, "SASL", sasl=way) as agent:
             with writing(agent.root / "app/b.jsonl") as written:
@@ -265,3 +272,34 @@ def test_tokens_that_expire_while_lines_flow(secured: Secured, tmp_path: Path) -
             agent.until(lambda: not agent.behind_bytes(), "all")
             assert [] == agent.log_entries("sink.down")
         assert_each_once(agent, LINES + len(written))
+
+
+async def test_a_certificate_that_is_rotated_counts_for_the_next_connection(
+    secured: Secured, tmp_path: Path
+) -> None:
+    """The same producer goes on with it, and nothing goes twice. A bad one is said until mended."""
+    topic = f"test-{uuid4().hex}"
+    await real_kafka.create_topic(secured.plain, topic, 1)
+    own, good = (secured.cas.issue(tmp_path / f"{name}.pem", "agent") for name in ("own", "good"))
+    tls = Tls(enabled=True, ca_file=secured.ca, cert_file=own)
+    credentials = Credentials(tls, Sasl(), SystemClock())
+    address = secured.addresses["MTLS"]
+    async with sending(address, topic, timeout_s=5.0, security=credentials) as node:
+        node.admit(b"before")
+        await node.until_empty(20)
+        first = (await credentials.current())["ssl_context"]
+        replace(own, good.read_bytes())
+        node.cut()
+        node.admit(b"after")
+        await node.until_empty(20)
+        assert first is not (await credentials.current())["ssl_context"]
+        assert (0, []) == (node.retirements, node.heard)
+
+        secured.cas.issue(own, "agent", expired=True)
+        node.cut()
+        node.admit(b"refused")
+        await node.until(lambda: len(node.heard) > 1, 20)
+        replace(own, good.read_bytes())
+        await node.until_empty(20)
+    assert {"tls"} == {heard.reason for heard in node.heard}
+    assert {0: [b"before", b"after", b"refused"]} == await arrived(secured.plain, topic)

@@ -537,6 +537,22 @@ async def test_an_outage_is_said_once_and_so_is_its_end(
     assert [b"a"] == node.kafka.values(0)
 
 
+async def test_a_topic_that_may_be_described_and_not_written_to_is_said_once(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To be connected is no sign that a send will do."""
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            node.kafka.fail("topic_denied")
+        node.admit(b"a")
+        for _ in range(4):
+            await node.let_pass(60.0)
+        await node.until_empty()
+
+    assert ["sink.up", "sink.down", "sink.up"] == said(caplog)
+    assert [b"a"] == node.kafka.values(0)
+
+
 async def test_another_reason_is_said_anew(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     for reason in ("unreachable", "unreachable", "authentication"):
         node.kafka.down = reason
