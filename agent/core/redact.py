@@ -1,0 +1,251 @@
+"""Finds personal data in decoded text and puts a marker in its place. Pure; linear time.
+
+    cheap test of a whole event   ->   cheap test of each text   ->   folding, rules, markers
+
+Most events end at the first test: digits, dots, colons and at signs are not as they would have to
+be. It may only err to one side: what it lets pass, no rule finds (tests hold it to that). What is
+replaced is the text as it was written; folding serves to find (``core/folding``).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from operator import attrgetter
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from agent.core import events
+from agent.core.decode import Decoded
+from agent.core.diagnosis import Rejection
+from agent.core.events import Event, ModelResponse, UnknownEvent
+from agent.core.folding import folded, folds, unfolded, without_escapes
+from agent.core.redaction_rules import KINDS, NEVER, RULES, Kind, Rule, Span
+
+FAILED: Final = Rejection("redaction_failed", "the redactor failed")
+UNSHOWN: Final = "[REDACTION_FAILED]"
+PASSES_MAX: Final = 8
+"""A marker may set free what stands beside it. What goes on for longer is not trusted."""
+HASH_BYTES: Final = 8
+
+EXEMPT: Final = frozenset({"event_id", "request_id", "experiment_id", "timestamp"})
+"""Fields whose form ``core/decode`` has checked."""
+
+
+class RedactionFailed(Exception):
+    """The text would not come to rest."""
+
+
+class Redaction(Struct, frozen=True, kw_only=True):
+    """What is looked for, and what is put in its place.
+
+    Attributes:
+        version: Of the rules, for the header ``redaction``.
+        kinds: Which of the rules of ``core/redaction_rules``.
+        custom: Rules beyond them, each in linear time.
+        hash_key: At most 64 bytes. Given, a marker carries a hash by it, so that equal values can
+            be joined; the same on all nodes, or they cannot.
+    """
+
+    version: str
+    kinds: tuple[Kind, ...] = KINDS
+    custom: tuple[Rule, ...] = ()
+    hash_key: bytes | None = None
+
+
+class Redactor:
+    """Redact texts and events. One thread only.
+
+    ``counts`` says how often each kind was replaced, since whoever reads it last emptied it.
+    """
+
+    def __init__(self, redaction: Redaction) -> None:
+        self.counts: Counter[str] = Counter()
+        self.header = ("redaction", redaction.version.encode())
+        self._rules = (*(RULES[kind] for kind in KINDS if kind in redaction.kinds),
+                       *redaction.custom)  # fmt: skip
+        self._custom = bool(redaction.custom)
+        self._hash_key = redaction.hash_key
+        names = "|".join(re.escape(rule.kind.upper()) for rule in self._rules)
+        self._marker = re.compile(rf"\[(?:{names})(?::[a-p]{{{2 * HASH_BYTES}}})?\]")
+
+    def event(self, decoded: Decoded) -> Decoded | Rejection:
+        """Redact ``decoded`` in place and return it, or say that it failed. Total."""
+        event, extras = decoded.event, decoded.extras
+        try:
+            exposed = _EXPOSED[type(event)](event)
+            raw = _encode((*exposed, extras) if extras else exposed)
+            if self._custom or suspicious(raw) or (not raw.isascii() and folds(raw.decode())):
+                self._walk(event, decoded)
+            elif type(event) is ModelResponse and event.prompt_hash is not None:
+                event.prompt_hash = self._hash(event.prompt_hash)
+        except Exception:  # noqa: BLE001  whatever fails, the payload must not leave
+            return FAILED
+        return decoded
+
+    def text(self, text: str) -> str:
+        """Return ``text`` with markers. May raise ``RedactionFailed``."""
+        if not self._custom and not folds(text) and not suspicious(text.encode(*_CODEC)):
+            return text
+        return self._at_rest(text, folded)
+
+    def json_text(self, text: str) -> str:
+        """The same for what is or was to be JSON, in which escapes hide and separate."""
+        return self._at_rest(text, lambda text: folded(without_escapes(text)))
+
+    def shown(self, name: str) -> str:
+        """Return what may be shown of the name of a client or file, escaped or not. Total."""
+        try:
+            return self.json_text(name)
+        except Exception:  # noqa: BLE001  as above
+            return UNSHOWN
+
+    # ---- events
+
+    def _walk(self, event: Event, decoded: Decoded) -> None:
+        for name in event.__struct_fields__:
+            value = getattr(event, name)
+            if value is None or name in EXEMPT:
+                continue
+            if name == "prompt_hash":
+                event_hash = self._hash(value)
+                setattr(event, name, event_hash)
+            elif isinstance(value, str | list | dict):
+                setattr(event, name, self._value(value))
+        if decoded.extras:
+            decoded.extras = self._value(decoded.extras)
+
+    def _hash(self, text: str) -> str:
+        return text if _HEX.fullmatch(text) else self.text(text)
+
+    def _value(self, value: Any) -> Any:
+        """Depth is bounded by ``events.DEPTH_MAX``."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self._value(inner) for inner in value]
+        if isinstance(value, dict):
+            return self._dict(value)
+        return value
+
+    def _dict(self, value: dict[str, Any]) -> dict[str, Any]:
+        redacted: dict[str, Any] = {}
+        taken: Counter[str] = Counter()
+        for key, inner in value.items():
+            name = marked = self.text(key)
+            while name in redacted or (name != key and name in value):
+                taken[marked] += 1
+                name = f"{marked}#{taken[marked] + 1}"
+            redacted[name] = self._value(inner)
+        return redacted
+
+    # ---- texts
+
+    def _at_rest(self, text: str, fold: Callable[[str], str]) -> str:
+        for _ in range(PASSES_MAX):
+            plain = fold(text)
+            if not self._custom and not suspicious(plain.encode(*_CODEC)):
+                return text
+            found = self._found(plain)
+            if not found:
+                return text
+            text = self._replaced(text, plain, found, fold)
+        raise RedactionFailed
+
+    def _found(self, plain: str) -> list[tuple[Span, Rule]]:
+        """Return what the rules find, from left to right, without overlaps."""
+        left = self._marker.sub(_blank, plain)
+        found: list[tuple[Span, Rule]] = []
+        for rule in self._rules:
+            if rule.kind == "phone":
+                left = NEVER.sub(_blank, left)
+            spans = merged(rule.find(left))
+            found += [(span, rule) for span in spans]
+            left = blanked(left, spans)
+        return sorted(found, key=lambda one: one[0])
+
+    def _replaced(
+        self,
+        text: str,
+        plain: str,
+        found: list[tuple[Span, Rule]],
+        fold: Callable[[str], str],
+    ) -> str:
+        shaped = text if fold is folded else without_escapes(text)
+        parts, at = [], 0
+        places = unfolded(shaped, [span for span, _ in found])
+        for (start, end), (span, rule) in zip(places, found, strict=True):
+            parts += [text[at : max(at, start)], self._mark(rule, plain[slice(*span)])]
+            at = end
+            self.counts[rule.kind] += 1
+        return "".join((*parts, text[at:]))
+
+    def _mark(self, rule: Rule, found: str) -> str:
+        name = rule.kind.upper()
+        if self._hash_key is None:
+            return f"[{name}]"
+        said = f"{rule.kind}\0{rule.canonical(found)}".encode(*_CODEC)
+        digest = blake2b(said, key=self._hash_key, digest_size=HASH_BYTES).hexdigest()
+        return f"[{name}:{digest.translate(_LETTERS)}]"
+
+
+def suspicious(raw: bytes) -> bool:
+    """Return False only if no rule of ours finds anything in a folded text, or JSON of such."""
+    if b"@" in raw or b"%40" in raw:
+        return True
+    if _LONG in raw.translate(_DIGITS, _SEPARATORS):
+        return True
+    if raw.count(b".") < _DOTS and b"::" not in raw and raw.count(b":") < _DOTS:
+        return False
+    marks = raw.translate(None, _HEX_DIGITS)
+    return b"..." in marks or b"::" in marks
+
+
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """Return ``spans`` in order, those that overlap as one, empty ones left out."""
+    whole: list[Span] = []
+    for start, end in sorted(spans):
+        if start == end:
+            continue
+        if whole and start < whole[-1][1]:
+            whole[-1] = whole[-1][0], max(end, whole[-1][1])
+        else:
+            whole.append((start, end))
+    return whole
+
+
+def blanked(text: str, spans: list[Span]) -> str:
+    """Hide ``spans`` from the rules that come after, every place where it was."""
+    parts, at = [], 0
+    for start, end in spans:
+        parts += [text[at:start], _BLANK * (end - start)]
+        at = end
+    return "".join((*parts, text[at:])) if parts else text
+
+
+def _blank(match: re.Match[str]) -> str:
+    return _BLANK * len(match[0])
+
+
+def _exposed(kind: type[Event]) -> Callable[[Event], tuple[Any, ...]]:
+    """Return what takes all fields that may hold text of any form; at least two."""
+    fields = msgspec.structs.fields(kind)
+    names = [field.name for field in fields if field.name not in EXEMPT | {"prompt_hash"}]
+    getter: Callable[[Event], tuple[Any, ...]] = attrgetter(*names)
+    return getter
+
+
+_encode = msgspec.json.Encoder().encode
+_EXPOSED: Final = {kind: _exposed(kind) for kind in (*events.EVENT_TYPES.values(), UnknownEvent)}
+_BLANK: Final = "\0"
+_HEX = re.compile(r"[0-9a-fA-F]*")
+_LETTERS: Final = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+_DIGITS: Final = bytes.maketrans(b"0123456789", b"0" * 10)
+_SEPARATORS: Final = b" ./()-"
+_HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
+_LONG: Final = b"0" * 7
+"""No phone, card, IBAN or social security number has fewer digits, separators apart."""
+_DOTS: Final = 2
+_CODEC: Final = ("utf-8", "surrogatepass")

@@ -1,0 +1,339 @@
+import copy
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from agent.core.decode import Decoded, Decoder
+from agent.core.events import UserFeedback
+from agent.core.folding import _FOREIGN, folded, folds
+from agent.core.policy import SchemaPolicy
+from agent.core.redact import (
+    FAILED,
+    UNSHOWN,
+    Redaction,
+    RedactionFailed,
+    Redactor,
+    suspicious,
+)
+from agent.core.redaction_rules import KINDS, RULES, Rule
+
+EMAIL, CARD, PHONE = "jo.doe@example.com", "4111 1111 1111 1111", "+1 415 555 0123"
+REDACTOR = Redactor(Redaction(version="1"))
+HANG_S = 1.0
+
+FRAGMENTS = [
+    *(EMAIL, CARD, PHONE, "123-45-6789", "DE89 3704 0044 0532 0130 00", "10.0.0.1", "fe80::1"),
+    *("0", "1", "9", "12", "0171", "4111", "@", "%40", ".", ":", "::", "-", "+", "(", ")", " "),
+    *("a", "f", "DE", "GB82", "ssn ", "tel ", "x", "_", "/", "#", "[", "]", "[EMAIL]", "[CARD]#2"),
+    *("\u200b", "\ufe0f", "\u20e3", "\uff10", "\uff20", "\u0661", "\u00a0", "\u2011", "\u3002"),
+    *("\u0301", "\u0344", "\ufdfa", "\u00e9", "\U0001f44d", "\\n", "\\u0000", "\\u200b", "\\", '"'),
+]
+texts = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=14).map("".join)
+
+
+def redacted(text: str) -> str:
+    return REDACTOR.text(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"<{EMAIL}>, yes", "<[EMAIL]>, yes"),
+        ("mailto:jo@example.com?subject=x", "mailto:[EMAIL]?subject=x"),
+        ("\uff4a\uff4f\uff20\uff45\uff58\uff0e\uff43\uff4f\uff4d ok", "[EMAIL] ok"),
+        ("j\u200bo@exa\u2060mple.com", "[EMAIL]"),
+        ("jose\u0301@example.com", "[EMAIL]"),
+        ("jo%40example.com", "[EMAIL]"),
+        (f"pay {CARD}.", "pay [CARD]."),
+        ("4\u0661\u0661\u06611111111111111", "4\u0661\u0661\u06611111111111111"),
+        ("\uff14111\u00a01111\u20111111 1111", "\uff14111\u00a01111\u20111111 1111"),
+        ("\uff14111\u00a01111 1111\u20031111", "[CARD]"),
+        ("1\ufe0f\u20e3 415 555 0123", "[PHONE]"),
+        (f"on {PHONE} ext. 12", "on [PHONE]"),
+        ("SSN: 123456789", "SSN: [SSN]"),
+        ("from ::ffff:10.0.0.1 to 10.0.0.2:80", "from [IPV6] to [IPV4]:80"),
+    ],
+)
+def test_a_marker_stands_where_it_stood_and_all_else_stays(text: str, shown: str) -> None:
+    assert shown == redacted(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2.10.3 1.2.3.4-rc1 v1.2.3.4 Chrome/120.0.0.0 version 10.0.0.1",
+        "4b8c0f9e-1111-4222-8333-444455556666 12345678-1234-4123-9123-123456789012",
+        "9e107d9d372bb6826bd81d3542a419d6 1764000000123 1764000000 20260131",
+        "2026-01-31T12:00:00.123456+02:00 31.01.2026 12:30 01/31/2026 12:30:45",
+        "order 0123456789, ref 415-555-0123, invoice #0171 1234567",
+        "$1,234,567.89 and 1.234.567,89 EUR, 612 345 678",
+        "52.520008, 13.404954 and +52.520008, -122.419416",
+        "12:30:45 std::vector a::b ::before dead::beef aa:bb:cc:dd:ee:ff",
+        "icon@2x.png lodash@4.17.21 user@localhost",
+        "DE88 3704 0044 0532 0130 00 and 4111 1111 1111 1112",
+        "000-12-3456 666-12-3456 900-12-3456 123-00-4567",
+    ],
+)
+def test_what_only_looks_like_it_stays(text: str) -> None:
+    assert text == redacted(text)
+
+
+@given(texts)
+@example("4111 1111 1111 1111" * 3)
+@example("jo@example.com@example.com@example.com")
+def test_what_is_redacted_is_redacted(text: str) -> None:
+    """A second agent, or a spooled record read again, changes nothing."""
+    once = redacted(text)
+    assert once == redacted(once)
+    once = REDACTOR.json_text(text)
+    assert once == REDACTOR.json_text(once)
+
+
+@given(texts)
+def test_the_cheap_test_passes_nothing_that_a_rule_finds(text: str) -> None:
+    plain = folded(text)
+    if not suspicious(plain.encode("utf-8", "surrogatepass")):
+        assert [] == REDACTOR._found(plain)
+
+
+def test_a_text_that_needs_no_folding_is_one_that_folding_would_leave() -> None:
+    """The cheap test of foreign texts stands for folding them."""
+    for code in range(0x80, 0x110000):
+        if _FOREIGN.fullmatch(character := chr(code)):
+            fold = folded(character)
+            assert fold
+            assert not re.search(r"[\x00-\x7f]", fold), hex(code)
+    assert folds("\u200b")
+    assert not folds("abc")
+
+
+def test_equal_values_have_equal_hashes_by_the_key_and_no_others() -> None:
+    one, other = (Redactor(Redaction(version="1", hash_key=key * 16)) for key in (b"a", b"b"))
+    marker = re.compile(r"\[EMAIL:[a-p]{16}\]")
+
+    first = one.text(EMAIL)
+    assert marker.fullmatch(first)
+    assert first == one.text(EMAIL.upper())
+    assert first == one.text("jo\u200b.doe@example.com")
+    assert first != one.text("x" + EMAIL)
+    assert first != other.text(EMAIL)
+    assert first == one.text(first)
+
+
+def decoded_of(line: dict[str, Any]) -> Decoded:
+    found = Decoder(SchemaPolicy(unknown_types="pass")).decode(json.dumps(line).encode(), 0.0)
+    assert isinstance(found, Decoded), found
+    return found
+
+
+def test_every_string_and_key_of_an_event_is_redacted_and_its_ids_are_not() -> None:
+    uuid = "41111111-1111-4111-8111-111111111111"
+    decoded = decoded_of(
+        {
+            "type": "user_feedback",
+            "event_id": uuid,
+            "request_id": uuid,
+            "timestamp": "2026-01-01T00:00:00.123456789Z",
+            "schema_version": EMAIL,
+            "session_id": f"s:{EMAIL}",
+            "user_id": EMAIL,
+            "comment": f"a {PHONE}",
+            "tags": ["x", CARD],
+            "metadata": {"deep": [{EMAIL: [EMAIL]}], "n": 4111111111111111},
+            "unknown": {"list": [EMAIL, 1, None, True]},
+            EMAIL: 1,
+        }
+    )
+    redactor = Redactor(Redaction(version="1"))
+    assert decoded is redactor.event(decoded)
+    event = decoded.event
+    assert isinstance(event, UserFeedback)
+    assert (uuid, uuid, "2026-01-01T00:00:00.123456789Z") == (
+        event.event_id,
+        event.request_id,
+        event.timestamp,
+    )
+    assert ("[EMAIL]", "s:[EMAIL]", "[EMAIL]") == (
+        event.schema_version,
+        event.session_id,
+        event.user_id,
+    )
+    assert ("a [PHONE]", ["x", "[CARD]"]) == (event.comment, event.tags)
+    assert event.metadata == {"deep": [{"[EMAIL]": ["[EMAIL]"]}], "n": 4111111111111111}
+    assert decoded.extras == {"unknown": {"list": ["[EMAIL]", 1, None, True]}, "[EMAIL]": 1}
+    assert redactor.counts == {"email": 7, "phone": 1, "card": 1}
+
+
+@pytest.mark.parametrize(
+    ("prompt_hash", "shown"),
+    [("41111111" * 8, "41111111" * 8), (EMAIL, "[EMAIL]"), (f"{PHONE}", "[PHONE]")],
+)
+def test_a_prompt_hash_is_left_alone_where_it_is_one(prompt_hash: str, shown: str) -> None:
+    decoded = decoded_of({"type": "model_response", "model_id": "m", "prompt_hash": prompt_hash})
+    assert decoded is REDACTOR.event(decoded)
+    assert shown == getattr(decoded.event, "prompt_hash")  # noqa: B009  of one type only
+
+
+def test_keys_that_become_equal_are_numbered() -> None:
+    fields = {"a@b.co": 1, "[EMAIL]": 2, "c@d.co": 3, "[EMAIL]#2": 4, "d": 5}
+    decoded = decoded_of({"type": "user_feedback", "session_id": "s", "metadata": fields})
+    REDACTOR.event(decoded)
+    metadata = decoded.event.metadata
+    assert metadata is not None
+    assert sorted(metadata.values()) == [1, 2, 3, 4, 5]
+    assert all(re.fullmatch(r"\[EMAIL\](#[0-9])?|d", key) for key in metadata)
+    assert (2, 4) == (metadata["[EMAIL]"], metadata["[EMAIL]#2"])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 10**9) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def shape(value: Any) -> Any:
+    if isinstance(value, list):
+        return [shape(inner) for inner in value]
+    if isinstance(value, dict):
+        return [shape(inner) for inner in value.values()]
+    return None if isinstance(value, str) else value
+
+
+@given(st.dictionaries(texts, json_values, max_size=4))
+def test_structure_is_never_touched(metadata: dict[str, Any]) -> None:
+    """As many keys, as long lists, the same types; numbers, true, false and null as they are."""
+    event = UserFeedback(session_id="s", metadata=copy.deepcopy(metadata))
+    decoded = Redactor(Redaction(version="1")).event(Decoded(event))
+    assert isinstance(decoded, Decoded)
+    assert shape(metadata) == shape(decoded.event.metadata)
+    again = copy.deepcopy(decoded.event.metadata)
+    assert isinstance(REDACTOR.event(decoded), Decoded)
+    assert again == decoded.event.metadata
+
+
+def failing(_: str) -> Iterator[tuple[int, int]]:
+    raise ValueError("payload")
+
+
+def restless(text: str) -> Iterator[tuple[int, int]]:
+    """Find a word, whose marker holds it again."""
+    return (match.span() for match in re.finditer(r"\bx+\b|(?<=\])$", text))
+
+
+def test_whatever_fails_fails_closed() -> None:
+    """No payload leaves for a bug in a rule, and no loop is endless."""
+    for find in (failing, restless, lambda _: iter([(0, 10**6)])):
+        broken = Redactor(Redaction(version="1", custom=(Rule("mine", find, str),)))
+        decoded = decoded_of({"type": "user_feedback", "session_id": "s xx"})
+        outcome = broken.event(decoded)
+        assert outcome is FAILED or outcome is decoded
+        assert broken.shown("a xx") in {UNSHOWN, "[MINE]", "a [MINE]"}
+    with pytest.raises(ValueError, match="payload"):
+        Redactor(Redaction(version="1", custom=(Rule("mine", failing, str),))).text("x")
+    grows = Rule("mine", lambda text: iter([(len(text) - 1, len(text))]), str)
+    with pytest.raises(RedactionFailed):
+        Redactor(Redaction(version="1", custom=(grows,))).text("x")
+
+
+HOSTILE = [
+    *(
+        "a",
+        "1",
+        "@",
+        "a@",
+        "@a",
+        "a.",
+        "a@a.",
+        ".",
+        "-",
+        "+",
+        "+1",
+        "+1 ",
+        "00",
+        "01 ",
+        "0171/",
+        "(",
+    ),
+    *("(1)", "1-", "1 ", "1.", "4111 ", "4111-1111-", "4", "a@b.c", "%40", "DE", "DE89", "DE89 3"),
+    *(
+        "DE893704004405320130",
+        ":",
+        "::",
+        "1:",
+        "f:",
+        ":f",
+        "1.1.",
+        "1.1.1.1",
+        "255.",
+        "ssn",
+        "ssn ",
+    ),
+    *(
+        "tel",
+        "tel ",
+        "tel: ",
+        "phone number ",
+        "order ",
+        "2026-01-01",
+        "2026-01-01 12:",
+        "[EMAIL",
+        "[",
+    ),
+    *(
+        "\u200b",
+        "\u0301\u0316",
+        "\ufdfa",
+        "\uff20",
+        "1\u200b",
+        "a\u0301@",
+        "\\n",
+        "\\u0000",
+        "\\",
+        "_",
+    ),
+    *(
+        "0" * 64 + " ",
+        "a" * 64 + "@",
+        "a" * 63 + ".",
+        "f" * 45 + ":",
+        EMAIL + " ",
+        CARD,
+        PHONE + "\n",
+    ),
+]
+
+
+def took_s(text: str) -> float:
+    best = float("inf")
+    for _ in range(2):
+        began_s = time.thread_time()
+        for look in (REDACTOR.text, REDACTOR.json_text):
+            look("jo@example.com " + text)
+        for rule in RULES.values():
+            for _ in rule.find(text):
+                pass
+        best = min(best, time.thread_time() - began_s)
+    return best
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_no_text_takes_more_than_linear_time(unit: str) -> None:
+    """Eight times the text takes about eight times as long; squared it would be 64. No hang."""
+    short, long = (unit * (length // len(unit)) for length in (6_250, 50_000))
+    least_s = 0.002  # below it the clock and the machine say more than the text
+    long_s = took_s(long)
+    assert long_s < 4 * HANG_S  # some forty looks at it
+    assert long_s < 24 * max(took_s(short), least_s)
+
+
+def test_only_the_kinds_that_are_wanted_are_looked_for() -> None:
+    text = f"{EMAIL} {CARD}"
+    assert "[EMAIL] " + CARD == Redactor(Redaction(version="1", kinds=("email",))).text(text)
+    assert tuple(RULES) == KINDS
