@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agent import __version__, wire
+from agent import __version__, redaction, wire
 from agent.audit import Audit
 from agent.builders import Builders, Stream, Topic, repartition
 from agent.chunk import Chunker, ChunkPolicy
@@ -24,6 +24,7 @@ from agent.core.delivery import Delivery
 from agent.core.identity import Birth, Checkpoint
 from agent.core.quota import ClientLimits
 from agent.core.record import RecordPolicy
+from agent.core.redact import Redactor
 from agent.core.seam import TAIL_SHARE
 from agent.credentials import Credentials
 from agent.deletion import Deletion, Remove
@@ -62,10 +63,13 @@ class Parts:
         self.codec = wire.codec(config.kafka.compression, config.kafka.compression_level)
         self.pace = Pace(config.batch)
         self.credentials = Credentials(config.kafka.tls, config.kafka.sasl, clock)
+        self.redaction = redaction.load(config.redact)
+        self.shown = redaction.shown(self.redaction)
         self.audit = Audit(
             config.audit_path if config.audit.enabled else None,
             bytes_max=config.audit.bytes_max,
             files_max=config.audit.files_max,
+            shown=self.shown,
             dead_letters=metrics.dead_letters,
             clock=clock,
             metrics=metrics,
@@ -170,13 +174,14 @@ class Parts:
             note=self.audit.note,
             clock=self.clock,
             turns=Turns(limits, self.clock, self.metrics),
+            shown=self.shown,
             metrics=self.metrics,
         )
 
     def chunker(
         self, events: Callable[[], Topic | None], dead_letters: Callable[[], Topic | None]
     ) -> Chunker:
-        config = self.config
+        config, redaction = self.config, self.redaction
         policy = ChunkPolicy(
             node=config.node,
             schema=config.schema,
@@ -185,6 +190,7 @@ class Parts:
                 hostname=config.node,
                 key=config.kafka.key,
                 dead_letter_bytes_max=config.dlq.line_bytes_max,
+                hash_key=(redaction and redaction.hash_key) or b"",
             ),
             line_bytes_max=config.source.line_bytes_max,
             event_time=config.kafka.timestamp == "event",
@@ -193,6 +199,7 @@ class Parts:
             policy,
             self._stream(events),
             self._stream(dead_letters),
+            redactor=None if redaction is None else Redactor(redaction),
             clock=self.clock,
             metrics=self.metrics,
         )

@@ -1,7 +1,8 @@
 """The hot path: from the lines of one read to sealed batches, in one synchronous pass.
 
-    split (core.lines)  ->  decode and validate (core.decode)  ->  enrich and encode (core.record)
-        ->  partition (core.partition)  ->  append (wire.Builder)  ->  seal: compress (wire)
+    split (core.lines)  ->  decode and validate (core.decode)  ->  redact (core.redact)
+        ->  enrich and encode (core.record)  ->  partition (core.partition)
+        ->  append (wire.Builder)  ->  seal: compress (wire)
 
 Runs in the worker thread; nothing here waits or logs.
 """
@@ -23,6 +24,7 @@ from agent.core.ledger import Chunk, Row
 from agent.core.lines import NUL, Piece
 from agent.core.policy import SchemaPolicy
 from agent.core.record import Origin, Recorder, RecordPolicy
+from agent.core.redact import Redactor
 from agent.rejects import OVERSIZE, Bad, Rejects, Source
 from agent.telemetry import Metrics
 
@@ -56,10 +58,12 @@ class Chunker:
         events: Stream,
         dead_letters: Stream,
         *,
+        redactor: Redactor | None = None,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self._policy = policy
+        self._redactor = redactor
         self.events = events
         self.dead_letters = dead_letters
         self.rejects = Rejects(
@@ -79,6 +83,7 @@ class Chunker:
         now_ms, now_text = int(wall_s * 1000), _rfc3339(wall_s)
         chunk, recorder = source.chunk(piece), self._recorder(source.base)
         decode, record, add = self._decode, recorder.record, self.events.lines.add
+        redact = None if self._redactor is None else self._redactor.event
         event_time, line_bytes_max = self._policy.event_time, self._policy.line_bytes_max
         self.events.begin()
         self.dead_letters.begin()
@@ -92,6 +97,8 @@ class Chunker:
             decoded = decode(line, wall_s) if len(line) <= line_bytes_max else OVERSIZE
             if type(decoded) is not Decoded and line[:1] == NUL:
                 line, decoded = self._beyond_hole(line, wall_s, tally)
+            if redact is not None and type(decoded) is Decoded:
+                decoded = redact(decoded)
             if type(decoded) is Decoded:
                 at_ms = _event_ms(decoded, now_ms) if event_time else now_ms
                 if decoded.removed:
@@ -176,15 +183,19 @@ class Chunker:
                 self._recorders.clear()
             origin = Origin(
                 node=self._policy.node,
-                client=of.client,
+                client=self._client(of.client),
                 source_id=of.source_id,
                 generation=of.generation,
                 inode=of.birth.inode,
                 birth_ns=of.birth.born_ns,
                 inode_generation=of.birth.inode_generation,
             )
-            recorder = self._recorders[key] = Recorder(self._policy.record, origin)
+            recorder = Recorder(self._policy.record, origin, self._redactor)
+            self._recorders[key] = recorder
         return recorder
+
+    def _client(self, client: str) -> str:
+        return client if self._redactor is None else self._redactor.shown(client)
 
     def _count(self, chunk: Chunk, tally: Counter[str], recorder: Recorder) -> None:
         metrics = self._metrics
@@ -196,6 +207,10 @@ class Chunker:
         metrics.control_characters_removed.inc(tally.pop("removed", 0))
         metrics.metadata_overwritten.inc(recorder.overwritten)
         recorder.overwritten = 0
+        if self._redactor is not None and self._redactor.counts:
+            for kind, count in self._redactor.counts.items():
+                metrics.redactions.labels(kind).inc(count)
+            self._redactor.counts.clear()
         chunk.rejected = tally.total()
         for reason, lines in tally.items():
             metrics.lines_rejected.labels(reason).inc(lines)

@@ -115,9 +115,10 @@ def run(config_path: Path | None) -> int:
       feedback-agent run --config /etc/feedback-agent/config.yaml
     """
     loaded = _load(config_path)
-    from agent import logs
+    from agent import logs, redaction
 
-    logs.setup(loaded.log.level, loaded.log.format)
+    shown = redaction.shown(redaction.load(loaded.redact))
+    logs.setup(loaded.log.level, loaded.log.format, shown=shown)
     from agent import pipeline
 
     return pipeline.run(loaded)

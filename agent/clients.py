@@ -5,7 +5,7 @@ costs memory here and in everything that stores it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from agent.core.discovery import Seen
 from agent.core.identity import Checkpoint
@@ -16,9 +16,13 @@ NAME_CHARACTERS_MAX = 64
 
 
 class Clients:
-    """Keeps the series of clients. A client without a file gives its place to another."""
+    """Keeps the series of clients. A client without a file gives its place to another.
 
-    def __init__(self, metrics: Metrics) -> None:
+    ``shown`` says what may be shown of a name; of clients that look the same one has a series.
+    """
+
+    def __init__(self, metrics: Metrics, shown: Callable[[str], str] = str) -> None:
+        self._shown = shown
         self._metrics = metrics
         self._named: dict[str, str] = {}  # client -> label
 
@@ -39,7 +43,7 @@ class Clients:
                 series.remove(label)
         taken = set(self._named.values())
         for client in behind:
-            label = client[:NAME_CHARACTERS_MAX]
+            label = self._shown(client)[:NAME_CHARACTERS_MAX]
             if len(self._named) >= NAMED_MAX:
                 break
             if client not in self._named and label not in taken and label != OTHER:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Literal, TextIO
@@ -26,6 +26,8 @@ BURST = 20
 BURST_S = 30.0
 KEPT_NAMES_MAX = 1024
 TEXT_CHARACTERS_MAX = 2048
+QUOTED = frozenset({"path", "client"})
+"""Fields that quote what a client chose."""
 TAMED = ("aiokafka", "asyncio", "watchdog")
 
 
@@ -57,6 +59,12 @@ def _fits(value: int) -> bool:
 
 
 class _Formatter(logging.Formatter):
+    """``shown`` says what is written of a path, the name of a client, or a traceback."""
+
+    def __init__(self, shown: Callable[[str], str] = str) -> None:
+        super().__init__()
+        self._shown = shown
+
     def _entry(self, record: logging.LogRecord) -> dict[str, object]:
         entry: dict[str, object] = {
             "at": self.formatTime(record),
@@ -65,13 +73,16 @@ class _Formatter(logging.Formatter):
             "event": escaped(record.getMessage()),
         }
         fields: Mapping[str, object] = getattr(record, "fields", {})
-        entry |= {escaped(key): _safe(value) for key, value in fields.items()}
+        entry |= {escaped(key): _safe(self._redacted(key, value)) for key, value in fields.items()}
         if suppressed := getattr(record, "suppressed", 0):
             entry["suppressed"] = suppressed
         if record.exc_info:
-            lines = self.formatException(record.exc_info).split("\n")
+            lines = self._shown(self.formatException(record.exc_info)).split("\n")
             entry["exception"] = "\n".join(escaped(line) for line in lines)
         return entry
+
+    def _redacted(self, key: str, value: object) -> object:
+        return self._shown(value) if key in QUOTED and isinstance(value, str) else value
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         """Return the record's time as RFC 3339 in UTC, with milliseconds."""
@@ -91,8 +102,8 @@ class ConsoleFormatter(_Formatter):
 
     COLOURS = MappingProxyType({"debug": "2", "warning": "33", "error": "31", "critical": "31;1"})
 
-    def __init__(self, *, coloured: bool) -> None:
-        super().__init__()
+    def __init__(self, shown: Callable[[str], str] = str, *, coloured: bool) -> None:
+        super().__init__(shown)
         self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
@@ -170,6 +181,7 @@ def setup(
     format: Format | None = None,  # noqa: A002  the key is called so
     stream: TextIO | None = None,
     clock: Clock | None = None,
+    shown: Callable[[str], str] = str,
 ) -> logging.Handler:
     """Send all logging to ``stream`` (stderr), as console on a terminal and else as JSON."""
     stream = sys.stderr if stream is None else stream
@@ -178,7 +190,7 @@ def setup(
     coloured = terminal and not os.environ.get("NO_COLOR")
     handler = _Stream(stream)
     handler.setFormatter(
-        JsonFormatter() if chosen == "json" else ConsoleFormatter(coloured=coloured)
+        JsonFormatter(shown) if chosen == "json" else ConsoleFormatter(shown, coloured=coloured)
     )
     handler.addFilter(Floodgate(SystemClock() if clock is None else clock))
     root = logging.getLogger()

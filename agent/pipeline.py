@@ -290,7 +290,14 @@ class _Pipeline:
 
     def _admin(self) -> Admin:
         sources = self._worker.sources
-        report = Report(self._config.node, self._ways, self._rounds, self._in_flight, sources)
+        report = Report(
+            self._config.node,
+            self._ways,
+            self._rounds,
+            self._in_flight,
+            sources,
+            shown=self._parts.shown,
+        )
         return Admin(
             self._config.http.host,
             self._config.http.port,

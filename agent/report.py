@@ -1,5 +1,7 @@
 """What the outside may ask of a running agent: ready or why not, and how far everything is."""
 
+from collections.abc import Callable
+
 from agent import __version__
 from agent.admin import Health
 from agent.core.quota import InFlight
@@ -20,7 +22,10 @@ class Report:
         rounds: Rounds,
         in_flight: InFlight,
         sources: Sources,
+        *,
+        shown: Callable[[str], str] = str,
     ) -> None:
+        self._shown = shown
         self._node = node
         self._ways = ways
         self._rounds = rounds
@@ -57,18 +62,19 @@ class Report:
             "watcher": rounds.watcher_problem,
             "in_flight": {"events": self._in_flight.events, "bytes": self._in_flight.bytes},
             "sinks": {w.outlet.name: {**w.outlet.status(), **w.status()} for w in self._ways},
-            "files": [_file(followed) for followed in self._sources.opened],
-            "unreadable": self._sources.refusals.named(),
+            "files": [self._file(followed) for followed in self._sources.opened],
+            "unreadable": [
+                {**one, "path": self._shown(one["path"])} for one in self._sources.refusals.named()
+            ],
         }
 
-
-def _file(followed: Followed) -> dict[str, object]:
-    row, reader = followed.checkpoint, followed.harvester
-    return {
-        "path": row.path,
-        "client": row.client,
-        "source": row.source_id,
-        "generation": row.generation,
-        "watermark": row.watermark if reader is None else reader.ledger.watermark,
-        "size": followed.seen.size if followed.seen else None,
-    }
+    def _file(self, followed: Followed) -> dict[str, object]:
+        row, reader = followed.checkpoint, followed.harvester
+        return {
+            "path": self._shown(row.path),
+            "client": self._shown(row.client),
+            "source": row.source_id,
+            "generation": row.generation,
+            "watermark": row.watermark if reader is None else reader.ledger.watermark,
+            "size": followed.seen.size if followed.seen else None,
+        }

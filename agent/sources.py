@@ -58,12 +58,13 @@ class Sources:
         note: Note = unheard,
         clock: Clock,
         metrics: Metrics,
+        shown: Callable[[str], str] = str,
     ) -> None:
         self.registry = registry
         self.registry.strangers.open_file = open_file
         self.turns = turns
         self.refusals = Refusals(metrics, note)
-        self.clients = Clients(metrics)
+        self.clients = Clients(metrics, shown)
         self.opened = Opened(
             registry, turns, line_bytes_max=line_bytes_max, descriptors_max=descriptors_max
         )

@@ -15,6 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from agent import __version__
 from agent.core.identity import Cause
 from agent.core.reasons import REASONS
+from agent.core.redaction_rules import KINDS
 
 SINKS = ("events", "dead_letters")
 UNREADABLE = (
@@ -185,6 +186,11 @@ class Metrics:
         )
         self.control_characters_removed = self._counter(
             "control_characters_removed", "Control characters removed from strings."
+        )
+        self.redactions = self._counter(
+            "redactions",
+            "Pieces of personal data replaced in lines, by kind; rules of redact.custom by name.",
+            kind=KINDS,
         )
         self._gauge("build_info", "1, the version is the label.", version=(__version__,)).labels(
             __version__

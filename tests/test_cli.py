@@ -44,7 +44,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
         room.run = run  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "agent.pipeline", room)
         monkeypatch.setattr(agent, "pipeline", room, raising=False)
-        monkeypatch.setattr("agent.logs.setup", lambda *_: None)
+        monkeypatch.setattr("agent.logs.setup", lambda *_, **__: None)
 
     return put
 

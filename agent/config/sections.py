@@ -21,6 +21,7 @@ from agent.core.policy import (
     Seconds,
     SpoolPolicy,
 )
+from agent.core.redaction_rules import KINDS, Kind
 
 # Kafka's own rule: org.apache.kafka.common.internals.Topic.
 TopicName = Annotated[
@@ -68,6 +69,13 @@ HttpsUrl = Annotated[
 Visible = Annotated[
     str, Meta(pattern="^[ -~]{1,1024}$", description="1 to 1024 visible ASCII characters")
 ]
+
+
+class Redact(Policy, frozen=True):
+    enabled: bool = True
+    rules: tuple[Kind, ...] = KINDS
+    custom: Path | None = None
+    hash_key_file: Path | None = None
 
 
 class Agent(Policy, frozen=True):
@@ -171,6 +179,7 @@ class Config(Policy, frozen=True, kw_only=True):
     agent: Agent = field(default_factory=Agent)
     source: Source = field(default_factory=Source)
     schema: SchemaPolicy = field(default_factory=SchemaPolicy)
+    redact: Redact = field(default_factory=Redact)
     batch: BatchPolicy = field(default_factory=BatchPolicy)
     in_flight: InFlightPolicy = field(default_factory=InFlightPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)

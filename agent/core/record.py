@@ -18,6 +18,7 @@ from agent.core import events
 from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
 from agent.core.events import Event, UnknownEvent
+from agent.core.redact import FAILED, Redactor
 
 Headers = list[tuple[str, bytes]]
 KafkaRecord = tuple[bytes | None, bytes, Headers]
@@ -67,11 +68,15 @@ class RecordPolicy(Struct, frozen=True, kw_only=True):
 class Recorder:
     """Make records of the lines of one origin.
 
-    ``overwritten`` counts keys in ``metadata`` that a line had and the agent replaced.
+    ``overwritten`` counts keys in ``metadata`` that a line had and the agent replaced. ``redactor``
+    redacts dead letters; whoever calls ``record`` has redacted the event with it.
     """
 
-    def __init__(self, policy: RecordPolicy, origin: Origin) -> None:
+    def __init__(
+        self, policy: RecordPolicy, origin: Origin, redactor: Redactor | None = None
+    ) -> None:
         self.overwritten = 0
+        self._redactor = redactor
         self._policy = policy
         self._origin = origin
         self._own = {
@@ -119,6 +124,8 @@ class Recorder:
             headers.append(_TIMESTAMP_SUSPECT)
         if type(event) is UnknownEvent:
             headers.append(_SCHEMA_UNKNOWN)
+        if self._redactor is not None:
+            headers.append(self._redactor.header)
         self._enrich(event, extras, headers)
         value = _encode(event)
         if extras:
@@ -157,6 +164,9 @@ class Recorder:
         """
         whole = len(line) if length is None else length
         place = f"{self._source}{start};{end}".encode()
+        shown = self._shown(line, rejection, torn=whole > len(line))
+        if shown is FAILED:
+            rejection = FAILED
         headers: Headers = [
             ("reason", rejection.reason.encode()),
             ("detail", rejection.detail.encode()),
@@ -164,16 +174,38 @@ class Recorder:
         ]
         if rejection.event_type is not None:
             headers.append(("event_type", rejection.event_type.encode()))
-        try:
-            text, _ = codecs.utf_8_decode(line, "strict", whole == len(line))
-        except UnicodeDecodeError:
+        if not isinstance(shown, tuple):
             digest = blake2b(line, key=self._policy.hash_key, digest_size=16).hexdigest()
             return place, _encode({"length": whole, "hash": digest}), headers
-        text = _ESCAPES.sub(_unescape, text)
-        text, cut = _cut(text, self._policy.dead_letter_bytes_max, torn=whole > len(line))
+        if self._redactor is not None:
+            headers.append(self._redactor.header)
+        text, cut = shown
         if cut:
             headers.append(("cut", b"%d" % whole))
         return place, text.encode(), headers
+
+    def _shown(
+        self, line: bytes, rejection: Rejection, *, torn: bool
+    ) -> tuple[str, bool] | Rejection:
+        """Return the text of a dead letter and whether it was cut, or why it has none."""
+        if rejection is FAILED:
+            return FAILED
+        try:
+            text, _ = codecs.utf_8_decode(line, "strict", not torn)
+        except UnicodeDecodeError:
+            return rejection
+        bytes_max = self._policy.dead_letter_bytes_max
+        text, cut = _cut(_ESCAPES.sub(_unescape, text), bytes_max, torn=torn)
+        if self._redactor is None:
+            return text, cut
+        try:
+            text = self._redactor.json_text(text)
+        except Exception:  # noqa: BLE001  whatever fails, the payload must not leave
+            return FAILED
+        text, longer = _cut(
+            text, bytes_max, torn=False
+        )  # a marker may be longer than what it hides
+        return text, cut or longer
 
 
 def _key_of(name: str, client: str) -> Callable[[Event, dict[str, Any] | None], bytes | None]:

@@ -25,8 +25,8 @@ from tests.config.samples import BROKERS, MINIMAL, complaint
             "kafak:\n  topic: x\n",
             (
                 "config.yaml:1: kafak: unknown key; did you mean kafka? allowed: "
-                "agent, source, schema, batch, in_flight, retry, breaker, kafka, spool, dlq, "
-                "quota, audit, http, log"
+                "agent, source, schema, redact, batch, in_flight, retry, breaker, kafka, spool, "
+                "dlq, quota, audit, http, log"
             ),
         ),
         (
