@@ -49,7 +49,10 @@ _DOMAIN = re.compile(
     r"(?:(?:[\w-]{1,63}\.){1,8}[^\W\d_][\w-]{1,62}"
     r"|\[?[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9])\]?)"
 )
-_LOCAL_REVERSED = re.compile(r"[\w.!#$%*+^~'-]{0,127}[\w!#$%*+^~-]")
+_LOCAL_REVERSED = re.compile(
+    r"[\w.!#$%*+^~'-]{0,127}[\w!#$%*+^~-]"
+    r'|"[^"\n\\:,{}\[\]]{1,64}"'  # "jo doe"@example.com
+)
 """Without what RFC 5322 allows and texts use around an address: / = ? & | { } and the backtick."""
 
 
@@ -128,7 +131,7 @@ _ISSUER = re.compile(
     r"|5[1-5][0-9]{14}|2(?:22[1-9]|2[3-9][0-9]|[3-6][0-9]{2}|7[01][0-9]|720)[0-9]{12}"  # Mastercard
     r"|3[47][0-9]{13}"  # American Express
     r"|3(?:0[0-59]|[689][0-9])[0-9]{11,13}"  # Diners
-    r"|35(?:2[89]|[3-8][0-9])[0-9]{12}"  # JCB
+    r"|35(?:2[89]|[3-8][0-9])[0-9]{12}|(?:1800|2131)[0-9]{11}"  # JCB
     r"|(?:6011|65[0-9]{2}|64[4-9][0-9])[0-9]{12}"  # Discover
     r"|(?:62|81)[0-9]{14,17}"  # UnionPay
     r"|(?:50|5[6-9]|6[0-9])[0-9]{14,17}"  # Maestro, RuPay
@@ -241,7 +244,7 @@ _PHONE = re.compile(
 _PHONE_NAMED = re.compile(
     r"(?<![^\W_])(?:tel|tele(?:ph|f)(?:one|ono|oon|on)|tlf|fon|f?phone|mobile?|mobiltelefon|m[óo]vil"
     r"|celular|cell(?:phone)?|call(?: me)?(?: (?:at|on|under))?|fax|whats ?app|sms|text me(?: at)?"
-    r"|handy|portable|t[ée]l(?:[ée]phone)?|rufnummer|anrufen?|contact|reach me(?: at| on)?"
+    r"|handy|portable|t[ée]l(?:[ée]phone)?|rufnummer|anrufen?|reach me(?: at| on)?"
     r"|\u96fb\u8a71|\u7535\u8bdd|\u624b\u673a)"
     r"(?:[ _-]?(?:number|no|num|nummer|nr|numero))?"
     r"[^0-9A-Za-z\n]{0,6}(?:is|est|ist|es|at|on|under|unter|au|al)?[^0-9A-Za-z+\n]{0,4}"
