@@ -1,5 +1,6 @@
 import json
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
 from agent.core.policy import SchemaPolicy
 from agent.core.record import NAMESPACE, Headers, Origin, Recorder, RecordPolicy
+from agent.core.redact import FAILED, Redaction, Redactor
+from agent.core.redaction_rules import Rule
 
 NOW_S = 1_795_428_000.0  # 2026-11-23T10:00:00Z
 NOW = "2026-11-23T10:00:00Z"
@@ -30,6 +33,8 @@ OWN = {
     "hostname": "host-7",
     "client": "checkout",
 }
+
+BAD = Rejection("invalid_json", "at character 0")
 
 
 def recorder(origin: Origin = ORIGIN, **policy: Any) -> Recorder:
@@ -255,3 +260,44 @@ def test_a_torn_beginning_of_a_line_is_a_cut() -> None:
     value, headers = dead_letter(b"x" * 300 + "é".encode()[:1], length=9000)
 
     assert (b"x" * 44, b"9000") == (value, headers["cut"])
+
+
+def redacting(*custom: Rule) -> Recorder:
+    redactor = Redactor(Redaction(version="7", custom=custom))
+    policy = RecordPolicy(version="1", hostname="h", dead_letter_bytes_max=1000)
+    return Recorder(policy, ORIGIN, redactor)
+
+
+def test_a_dead_letter_is_redacted_as_text_after_its_cut() -> None:
+    line = rb'{"comment":"\n\u006ao@example.com","n":"' + b"x" * 2000
+    _, value, headers = redacting().dead_letter(line, BAD, 0, len(line) + 1)
+
+    assert value.startswith(rb'{"comment":"\n[EMAIL]","n":"xxx')
+    assert (b"7", b"%d" % len(line)) == (dict(headers)["redaction"], dict(headers)["cut"])
+
+
+def test_markers_do_not_make_a_dead_letter_longer_than_allowed() -> None:
+    line = b"::1 " * 240
+    _, value, headers = redacting().dead_letter(line, BAD, 0, len(line) + 1)
+
+    assert value.startswith(b"[IPV6] [IPV6]")
+    assert len(value) <= 1000
+    assert "cut" in dict(headers)
+
+
+def test_a_redactor_that_fails_lets_no_payload_out() -> None:
+    def failing(_: str) -> Iterator[tuple[int, int]]:
+        raise ValueError("secret")
+
+    broken = redacting(Rule("mine", failing, str))
+    for why in (BAD, FAILED):
+        place, value, headers = broken.dead_letter(b"secret", why, 3, 10)
+        assert {"length", "hash"} == json.loads(value).keys()
+        assert b"redaction_failed" == dict(headers)["reason"]
+        assert b"secret" not in value + repr((place, headers)).encode()
+
+
+def test_an_event_says_which_rules_it_went_through() -> None:
+    _, _, headers = record(line_of(), redacting())
+    assert b"7" == headers["redaction"]
+    assert "redaction" not in record(line_of())[2]

@@ -1,0 +1,110 @@
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from agent import redaction
+from agent.config.sections import Redact
+from agent.core.redact import Redactor
+from agent.core.redaction_rules import KINDS, VERSION
+from agent.errors import ConfigError
+from agent.telemetry import Metrics
+
+KEY = b"0123456789abcdef"
+RULES = '- name: employee\n  pattern: "EMP-[0-9]{6}"\n'
+
+
+def written(path: Path, content: bytes | str) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_all_rules_are_on_without_a_word() -> None:
+    loaded = redaction.load(Redact())
+    assert loaded is not None
+    assert (VERSION, KINDS, (), None) == (
+        loaded.version,
+        loaded.kinds,
+        loaded.custom,
+        loaded.hash_key,
+    )
+    assert redaction.load(Redact(enabled=False)) is None
+
+
+def test_fewer_rules_are_another_version() -> None:
+    """Who reads the header sees what was not looked for."""
+    loaded = redaction.load(Redact(rules=("phone", "email")))
+    assert loaded is not None
+    assert f"{VERSION}:email,phone" == loaded.version
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 65])
+def test_a_key_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    key = written(tmp_path / "key", content)
+    with pytest.raises(ConfigError, match=r"^redact\.hash_key_file: found .* 16 to 64 bytes"):
+        redaction.load(Redact(hash_key_file=key))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        redaction.load(Redact(hash_key_file=tmp_path / "absent"))
+
+
+def test_a_key_is_read_without_the_newline_behind_it(tmp_path: Path) -> None:
+    loaded = redaction.load(Redact(hash_key_file=written(tmp_path / "key", KEY + b"\n")))
+    assert loaded is not None
+    assert KEY == loaded.hash_key
+
+
+def test_rules_of_the_users_own_are_refused_without_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never run on an engine that a pattern can hang."""
+    monkeypatch.setitem(sys.modules, "re2", None)
+    custom = written(tmp_path / "rules.yaml", RULES)
+    with pytest.raises(ConfigError, match="google-re2"):
+        redaction.load(Redact(custom=custom))
+
+
+def test_rules_of_the_users_own_have_markers_of_their_name(tmp_path: Path) -> None:
+    pytest.importorskip("re2")
+    custom = written(tmp_path / "rules.yaml", RULES)
+    loaded = redaction.load(Redact(custom=custom))
+    assert loaded is not None
+    redactor = Redactor(loaded)
+    assert "é [EMPLOYEE] and [EMAIL]" == redactor.text("é EMP-123456 and jo@example.com")
+    assert loaded.version.startswith(f"{VERSION}+")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "a: b",
+        "[]",
+        "- name: x",
+        "- {name: email, pattern: x}",
+        "- {name: X1, pattern: x}",
+        "- {name: x, pattern: '('}",
+        "- {name: x, pattern: '(?=x)'}",
+        "- {name: x, pattern: 'x*'}",
+        "- {name: x, pattern: x}\n- {name: x, pattern: y}",
+    ],
+)
+def test_a_bad_rule_is_said_and_nothing_starts(tmp_path: Path, content: str) -> None:
+    pytest.importorskip("re2")
+    with pytest.raises(ConfigError, match=r"^redact\.custom"):
+        redaction.load(Redact(custom=written(tmp_path / "rules.yaml", content)))
+
+
+def test_what_is_shown_of_a_name() -> None:
+    shown = redaction.shown(redaction.load(Redact()))
+    assert "acme/[EMAIL]/a.jsonl.1" == shown("acme/jo@example.com/a.jsonl.1")
+    assert "a/[EMAIL]/b" == shown("a/j\\u200bo@example.com/b"), "as the log escapes it"
+    assert "a@b.co" == redaction.shown(None)("a@b.co")
+
+
+def test_every_kind_has_a_series_from_the_start() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    for kind in KINDS:
+        assert 0 == registry.get_sample_value("feedback_agent_redactions_total", {"kind": kind})
