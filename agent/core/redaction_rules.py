@@ -227,19 +227,19 @@ _SEP = r"[ ./-]"
 _PHONE = re.compile(
     r"(?<![0-9A-Za-z_])(?<![0-9A-Za-z][-.])(?:"
     # +49 (0) 30 123456, +1-415-555-0123, 0044 20 7946 0958
-    r"(?P<plus>(?:\(\+|\+ ?\(?|(?<![0-9] )00 ?)[1-9][0-9]{0,3}\)?(?:[ ./()-]{0,3}[0-9]){5,14})"
+    r"(?P<plus>(?:\(\+|\+ ?\(?|00 ?)[1-9][0-9]{0,3}\)?"
+    r"(?:(?! 00[1-9][0-9]{1,2} )[ ./()-]{0,3}[0-9]){5,14})"
     # (415) 555-0123, 1-415-555-0123, (030) 1234567, (11) 91234-5678
-    r"|(?<![0-9] )(?:(?:\+?1[ .-]?)?\([0-9]{2,5}\)[ -]{0,2}[0-9]{3,5}(?:[ -]?[0-9]{2,5}){0,3}"
+    r"|(?:\+?1[ .-]?)?\([0-9]{2,5}\)[ -]{0,2}[0-9]{3,5}(?:[ -]?[0-9]{2,5}){0,3}"
     r"|(?:1[ .-]?)?[2-9][0-9]{2}([ .-])[0-9]{3}\2[0-9]{4}"
     # 8 (495) 123-45-67
     rf"|8[ -]?\(?[0-9]{{3}}\)?[ -][0-9]{{3}}[ -][0-9]{{2}}[ -][0-9]{{2}}"
     # 020 7946 0958, 01 23 45 67 89, 0171/1234567, 07700900123
     rf"|(?P<trunk>0[1-9][0-9]{{0,4}}(?:{_SEP}{{0,2}}[0-9]){{5,9}})"
     # 138 1234 5678, 98765 43210
-    r"|1[3-9][0-9]([ -])[0-9]{4}\4[0-9]{4}"
-    r"|[6-9][0-9]{4}[ -][0-9]{5})"
+    r"|(?P<weak>1[3-9][0-9]([ -])[0-9]{4}\5[0-9]{4}|[6-9][0-9]{4}[ -][0-9]{5})"
     r")(?:[ ,;]{0,2}(?:ext|x|extension|#)[. :]{0,2}[0-9]{1,6})?"
-    rf"(?![0-9A-Za-z_]|[./-][0-9A-Za-z]| [0-9]{{3}})",
+    r"(?![0-9A-Za-z_]|[./-][0-9A-Za-z])",
 )
 _PHONE_NAMED = re.compile(
     r"(?<![^\W_])(?:tel|tele(?:ph|f)(?:one|ono|oon|on)|tlf|fon|f?phone|mobile?|mobiltelefon|m[óo]vil"
@@ -258,6 +258,7 @@ _OTHER_NUMBER = re.compile(
     re.IGNORECASE,
 )
 """Words that say that a number is none to call."""
+_GOES_ON = re.compile(r"[0-9] \Z")
 _TRUNK_DIGITS: Final = range(9, 12)
 _DIGITS: Final = range(7, 16)
 _PLUS_DIGITS: Final = range(8, 18)
@@ -265,12 +266,17 @@ _PLUS_DIGITS: Final = range(8, 18)
 
 
 def _phones(text: str) -> Iterator[Span]:
+    last = -1
     for match in _PHONE.finditer(text):
         start, end = match.span()
         if match["plus"] is None and _OTHER_NUMBER.search(text[max(0, start - 28) : start]):
             continue
+        plain = match["trunk"] or match["weak"] or text.startswith("00", start)
+        if plain and start - 1 != last and _GOES_ON.search(text[max(0, start - 2) : start]):
+            continue  # the rest of a longer number, unless that was a phone
         if _is_phone(match):
             yield start, end
+            last = end
     for match in _PHONE_NAMED.finditer(text):
         yield match.span(1)
 

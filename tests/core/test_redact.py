@@ -57,6 +57,9 @@ def redacted(text: str) -> str:
         ("1\ufe0f\u20e3 415 555 0123", "[PHONE]"),
         (f"on {PHONE} ext. 12", "on [PHONE]"),
         ("SSN: 123456789", "SSN: [SSN]"),
+        ("415-555-0123 " * 20, "[PHONE] " * 20),
+        ("0171 1234567 " * 20, "[PHONE] " * 20),
+        ("0049 171 1234567 " * 20, "[PHONE] " * 20),
         ("from ::ffff:10.0.0.1 to 10.0.0.2:80", "from [IPV6] to [IPV4]:80"),
     ],
 )
