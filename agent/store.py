@@ -38,7 +38,7 @@ class Store:
     def open(cls, state_dir: Path, node: str) -> "Store":
         """Lock ``state_dir``, create or check what is in it, and pin ``node``."""
         try:
-            state_dir.mkdir(parents=True, exist_ok=True)
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock_fd = _lock(state_dir)
         except OSError as error:
             raise StoreError(f"state directory {state_dir}: {error.strerror}") from error

@@ -561,3 +561,11 @@ def test_what_cannot_be_put_aside_is_an_error_of_ours(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(AgentError, match=str(tmp_path)):
             Store.open(tmp_path, "node-1")
+
+
+def test_a_state_directory_that_the_agent_makes_is_its_own_alone(tmp_path: Path) -> None:
+    """Who may write there could have lines skipped; who may read there sees what is spooled."""
+    state_dir = tmp_path / "state"
+    Store.open(state_dir, "node").close()
+
+    assert 0o700 == state_dir.stat().st_mode & 0o777
