@@ -2,7 +2,8 @@
 with the process that holds it.
 
 Copy-up: a file of the lower layer that is written to through the overlay becomes another one in
-the upper layer. Who had it open before goes on seeing the old one.
+the upper layer, with another birth time. Who had it open before went on seeing the old one until
+Linux 4.19.
 """
 
 import shutil
