@@ -71,6 +71,18 @@ class Metrics:
         # Else a second series stands beside every counter.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry
+        self._lines()
+        self._files()
+        self._clients()
+        self._kafka()
+        self._spool()
+        self._agent()
+        self._gauge("build_info", "1, the version is the label.", version=(__version__,)).labels(
+            __version__
+        ).set(1)
+        ProcessCollector(registry=registry)  # process_resident_memory_bytes, process_open_fds
+
+    def _lines(self) -> None:
         self.lines_read = self._counter("lines_read", "Lines read, blank and rejected ones too.")
         self.lines_blank = self._counter("lines_blank", "Blank lines, skipped.")
         self.lines_rejected = self._counter(
@@ -80,71 +92,19 @@ class Metrics:
         self.hole_bytes = self._counter(
             "hole_bytes", "NUL bytes before lines, which nobody wrote: passed over."
         )
-        self.events_delivered = self._counter(
-            "events_delivered", "Events that Kafka acknowledged with acks=all."
+        self.metadata_overwritten = self._counter(
+            "metadata_overwritten", "Keys of ours that an app had put into metadata."
         )
-        self.dead_letters_delivered = self._counter(
-            "dead_letters_delivered", "Dead letters that Kafka acknowledged with acks=all."
+        self.control_characters_removed = self._counter(
+            "control_characters_removed", "Control characters removed from strings."
         )
-        self.spool_records = self._gauge(
-            "spool_records", "Records on this node's disk that Kafka has not got.", sink=SINKS
+        self.redactions = self._counter(
+            "redactions",
+            "Pieces of personal data replaced in lines, by kind; rules of redact.custom by name.",
+            kind=KINDS,
         )
-        self.spool_bytes = self._gauge("spool_bytes", "Their bytes, compressed.", sink=SINKS)
-        self.spooled = self._counter(
-            "spooled", "Records put by in the spool, which settles them.", sink=SINKS
-        )
-        self.replayed = self._counter(
-            "replayed", "Records that left the spool for Kafka.", sink=SINKS
-        )
-        self.spool_dropped = self._counter(
-            "spool_dropped", "Records dropped as spool.when_full says: lost.", sink=SINKS
-        )
-        self.spool_lost = self._counter(
-            "spool_lost", "Records that a damaged spool does not give back.", sink=SINKS
-        )
-        self.batches_delivered = self._counter(
-            "batches_delivered", "Batches that Kafka acknowledged.", sink=SINKS
-        )
-        self.sent_bytes = self._counter(
-            "sent_bytes", "Bytes of acknowledged batches, compressed.", sink=SINKS
-        )
-        self.batch_records = self._histogram("batch_records", "Records in a batch.", BATCH_BUCKETS)
-        self.ack_seconds = self._histogram(
-            "ack_seconds", "From sending a batch to its answer.", ACK_BUCKETS_S, sink=SINKS
-        )
-        self.in_flight_events = self._gauge(
-            "in_flight_events",
-            "Events read and not settled. At most in_flight.events_max, of files and of the spool.",
-        )
-        self.in_flight_bytes = self._gauge(
-            "in_flight_bytes", "Bytes read and not settled. As above, in_flight.bytes_max."
-        )
-        self.lag_bytes = self._gauge(
-            "lag_bytes", "Bytes on disk above the watermark, all files. Alert on this one."
-        )
-        self.client_lag_bytes = self._gauge(
-            "client_lag_bytes",
-            "The same for each client, as the last scan saw it.",
-            client=(OTHER,),
-        )
-        self.client_lines_read = self._counter(
-            "client_lines_read", "Lines read, for each client.", client=(OTHER,)
-        )
-        self.of_clients = self.client_lag_bytes, self.client_lines_read
-        self.stuck_files = self._counter(
-            "stuck_files", "Files opened again, for they grew and their descriptor did not."
-        )
-        self.deleted_files = self._counter(
-            "deleted_files", "Shipped files deleted as source.delete_after_s says."
-        )
-        self.deleted_bytes = self._counter("deleted_bytes", "Their bytes.")
-        self.clients_slowed = self._gauge(
-            "clients_slowed", "Clients whose files are read later, for they are over a limit."
-        )
-        self.client_throttled_seconds = self._counter(
-            "client_throttled_seconds",
-            "How long clients with something to read waited for a limit of theirs, all together.",
-        )
+
+    def _files(self) -> None:
         self.files = self._gauge("files", "Known files.", state=FILE_STATES)
         self.unreadable = self._gauge(
             "unreadable", "Names and directories that give no lines, by reason.", reason=UNREADABLE
@@ -161,9 +121,54 @@ class Metrics:
             "Bytes that were gone before they were read; a copy may still bring them.",
             cause=GONE_CAUSES,
         )
-        self.checkpoint_commits = self._counter("checkpoint_commits", "Checkpoints written.")
-        self.checkpoint_seconds = self._histogram(
-            "checkpoint_seconds", "Time of one checkpoint commit.", CHECKPOINT_BUCKETS_S
+        self.stuck_files = self._counter(
+            "stuck_files", "Files opened again, for they grew and their descriptor did not."
+        )
+        self.deleted_files = self._counter(
+            "deleted_files", "Shipped files deleted as source.delete_after_s says."
+        )
+        self.deleted_bytes = self._counter("deleted_bytes", "Their bytes.")
+        self.generations = self._counter(
+            "generations", "Files that started over, by cause.", cause=CAUSES
+        )
+        self.lag_bytes = self._gauge(
+            "lag_bytes", "Bytes on disk above the watermark, all files. Alert on this one."
+        )
+
+    def _clients(self) -> None:
+        self.client_lag_bytes = self._gauge(
+            "client_lag_bytes",
+            "Bytes on disk above the watermark, for each client, as the last scan saw it.",
+            client=(OTHER,),
+        )
+        self.client_lines_read = self._counter(
+            "client_lines_read", "Lines read, for each client.", client=(OTHER,)
+        )
+        self.of_clients = self.client_lag_bytes, self.client_lines_read
+        self.clients_slowed = self._gauge(
+            "clients_slowed", "Clients whose files are read later, for they are over a limit."
+        )
+        self.client_throttled_seconds = self._counter(
+            "client_throttled_seconds",
+            "How long clients with something to read waited for a limit of theirs, all together.",
+        )
+
+    def _kafka(self) -> None:
+        self.events_delivered = self._counter(
+            "events_delivered", "Events that Kafka acknowledged with acks=all."
+        )
+        self.dead_letters_delivered = self._counter(
+            "dead_letters_delivered", "Dead letters that Kafka acknowledged with acks=all."
+        )
+        self.batches_delivered = self._counter(
+            "batches_delivered", "Batches that Kafka acknowledged.", sink=SINKS
+        )
+        self.sent_bytes = self._counter(
+            "sent_bytes", "Bytes of acknowledged batches, compressed.", sink=SINKS
+        )
+        self.batch_records = self._histogram("batch_records", "Records in a batch.", BATCH_BUCKETS)
+        self.ack_seconds = self._histogram(
+            "ack_seconds", "From sending a batch to its answer.", ACK_BUCKETS_S, sink=SINKS
         )
         self.producer_retirements = self._counter(
             "producer_retirements", "Producers replaced after a failed delivery.", sink=SINKS
@@ -175,27 +180,40 @@ class Metrics:
             "throttled_seconds", "How long brokers asked to be left alone (quotas).", sink=SINKS
         )
         self.sink_up = self._gauge("sink_up", "1 while Kafka answers, else 0.", sink=SINKS)
+
+    def _spool(self) -> None:
+        self.spool_records = self._gauge(
+            "spool_records", "Records on this node's disk that Kafka has not got.", sink=SINKS
+        )
+        self.spool_bytes = self._gauge("spool_bytes", "Their bytes, compressed.", sink=SINKS)
+        self.spooled = self._counter(
+            "spooled", "Records put by in the spool, which settles them.", sink=SINKS
+        )
+        self.replayed = self._counter(
+            "replayed", "Records that left the spool for Kafka.", sink=SINKS
+        )
+        self.spool_dropped = self._counter(
+            "spool_dropped", "Records dropped as spool.when_full says: lost.", sink=SINKS
+        )
+        self.spool_lost = self._counter(
+            "spool_lost", "Records that a damaged spool does not give back.", sink=SINKS
+        )
+
+    def _agent(self) -> None:
+        self.in_flight_events = self._gauge(
+            "in_flight_events",
+            "Events read and not settled. At most in_flight.events_max, of files and of the spool.",
+        )
+        self.in_flight_bytes = self._gauge(
+            "in_flight_bytes", "Bytes read and not settled. As above, in_flight.bytes_max."
+        )
+        self.checkpoint_commits = self._counter("checkpoint_commits", "Checkpoints written.")
+        self.checkpoint_seconds = self._histogram(
+            "checkpoint_seconds", "Time of one checkpoint commit.", CHECKPOINT_BUCKETS_S
+        )
         self.audit_failures = self._counter(
             "audit_failures", "Writes of the audit log that failed; notes wait meanwhile."
         )
-        self.generations = self._counter(
-            "generations", "Files that started over, by cause.", cause=CAUSES
-        )
-        self.metadata_overwritten = self._counter(
-            "metadata_overwritten", "Keys of ours that an app had put into metadata."
-        )
-        self.control_characters_removed = self._counter(
-            "control_characters_removed", "Control characters removed from strings."
-        )
-        self.redactions = self._counter(
-            "redactions",
-            "Pieces of personal data replaced in lines, by kind; rules of redact.custom by name.",
-            kind=KINDS,
-        )
-        self._gauge("build_info", "1, the version is the label.", version=(__version__,)).labels(
-            __version__
-        ).set(1)
-        ProcessCollector(registry=registry)  # process_resident_memory_bytes, process_open_fds
 
     def dead_letters(self) -> dict[str, int]:
         """Return how many lines became dead letters so far, by reason."""

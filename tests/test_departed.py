@@ -1,64 +1,34 @@
 """Files that are deleted or moved away while their lines are still to be read. Real files."""
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from agent.core.ledger import Chunk
 from agent.core.lines import Piece
 from agent.departed import GRACE_S
 from agent.harvester import Truncated
-from agent.opener import Opened, open_beneath
-from agent.registry import Registry
-from agent.scanner import Scanner
-from agent.sources import Sources
-from agent.telemetry import Metrics
-from tests.fakes import FakeClock, no_deletion, unlimited_turns
+from tests.fakes import FakeClock
+from tests.reading import Reading
 
 LINE = b'{"n":1}\n'
 TORN = b'{"n":'
 
 
-class Reader:
-    """The reading side without Kafka, over a real directory; what is read is settled at once."""
+class Reader(Reading):
+    """What is read is settled at once."""
 
     def __init__(self, root: Path, *, held_bytes_max: int | None, descriptors_max: int) -> None:
         self.root, self.clock = root, FakeClock()
-        self.metrics = Metrics(CollectorRegistry())
         self.pieces: list[Piece] = []
-        self._root_fd = os.open(root, os.O_RDONLY)
-        self._scanner = Scanner(root, ["*.jsonl*"])
-        registry = Registry(
-            [], line_bytes_max=4096, forget_after_s=1e9, clock=self.clock, metrics=self.metrics
+        super().__init__(
+            root, self.clock, held_bytes_max=held_bytes_max, descriptors_max=descriptors_max
         )
-        self.sources = Sources(
-            self._open,
-            registry,
-            line_bytes_max=4096,
-            descriptors_max=descriptors_max,
-            held_bytes_max=held_bytes_max,
-            start_at_end=False,
-            deletion=no_deletion(self.clock, self.metrics),
-            turns=unlimited_turns(self.clock, self.metrics),
-            clock=self.clock,
-            metrics=self.metrics,
-        )
-
-    def _open(self, path: str) -> Opened:
-        return open_beneath(self._root_fd, path)
-
-    def close(self) -> None:
-        for followed in self.sources.opened:
-            assert followed.harvester is not None
-            followed.harvester.file.close()
-        os.close(self._root_fd)
 
     def scan(self, *, read: bool = True) -> None:
-        self.sources.apply(self._scanner.scan())
+        self.sources.apply(self.scanner.scan())
         if read:
             self.read()
 

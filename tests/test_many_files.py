@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from agent.assembly import descriptors_within
 from agent.clock import SystemClock
@@ -19,11 +18,7 @@ from agent.core.lines import Piece
 from agent.demo.broker import EmbeddedKafka
 from agent.harvester import Followed
 from agent.opener import Descriptor, Refused, open_beneath
-from agent.registry import Registry
-from agent.scanner import Scanner
-from agent.sources import Sources
-from agent.telemetry import Metrics
-from tests.fakes import no_deletion, unlimited_turns
+from tests.reading import Reading
 from tests.running import Agent, append, feedback, mock_topics
 from tests.test_opener import descriptors
 
@@ -47,35 +42,19 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Reader:
-    """Scanner, registry and sources as the agent has them; what is read is settled at once."""
+class Reader(Reading):
+    """What is read is settled at once."""
 
     def __init__(self, root: Path) -> None:
-        clock, metrics = SystemClock(), Metrics(CollectorRegistry())
-        registry = Registry(
-            [], line_bytes_max=LINE_BYTES_MAX, forget_after_s=1e9, clock=clock, metrics=metrics
-        )
-        self._root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
-        self.scanner = Scanner(root, ("*.jsonl*",), client_files_max=FILES)
-        self.sources = Sources(
-            self._open,
-            registry,
-            line_bytes_max=LINE_BYTES_MAX,
-            descriptors_max=DESCRIPTORS_MAX,
-            start_at_end=False,
-            deletion=no_deletion(clock, metrics),
-            clock=clock,
-            turns=unlimited_turns(clock, metrics),
-            metrics=metrics,
-        )
         self.lines = 0
         self.open_max = 0
-
-    def close(self) -> None:
-        for followed in self.sources.opened:
-            assert followed.harvester is not None
-            followed.harvester.file.close()
-        os.close(self._root_fd)
+        super().__init__(
+            root,
+            SystemClock(),
+            files_max=FILES,
+            line_bytes_max=LINE_BYTES_MAX,
+            descriptors_max=DESCRIPTORS_MAX,
+        )
 
     def scan(self) -> float:
         """Scan and read all that it found. Return how long the scan itself took."""

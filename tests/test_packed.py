@@ -125,7 +125,7 @@ def test_a_tail_deep_in_the_stream_is_gone_to_in_slices(
     turns = 0
     while "acme/a.jsonl.1" not in {path.partition(".gz")[0].partition(".zst")[0] for path in read}:
         if not studies.busy:
-            life.sources.apply(life._scanner.scan())
+            life.sources.apply(life.scanner.scan())
         before = unpacked
         followed = life.sources.next()
         assert unpacked - before <= 2 * SLICE_BYTES
@@ -167,7 +167,7 @@ def test_a_crash_before_the_end_goes_on_where_it_was(
     end = world.file.stat().st_size
     pack(world.file)
     life = world.restart()
-    life.sources.apply(life._scanner.scan())
+    life.sources.apply(life.scanner.scan())
     while not life.sources.opened:
         life.sources.next()
     (followed,) = life.sources.opened
@@ -333,7 +333,7 @@ def test_one_that_is_deleted_while_it_is_read_is_read_to_its_end(world: World, p
     end = world.file.stat().st_size
     packed = pack(world.file)
     life = world.restart()
-    life.sources.apply(life._scanner.scan())
+    life.sources.apply(life.scanner.scan())
     while not life.sources.opened:
         life.sources.next()
     packed.unlink()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from agent.clock import SystemClock
 from agent.core.continuation import WAIT_S, Index
@@ -18,13 +17,10 @@ from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk
 from agent.departed import GRACE_S
 from agent.harvester import Truncated
-from agent.opener import Opened, open_beneath
 from agent.registry import Registry, _faces, _in_flight
-from agent.scanner import Scanner
-from agent.sources import Sources
-from agent.telemetry import Metrics
 from tests import model
-from tests.fakes import FakeClock, no_deletion, unlimited_turns
+from tests.fakes import FakeClock
+from tests.reading import Reading
 
 TURNS_MAX = 1000
 FILE, COPY = "acme/a.jsonl", "acme/a.jsonl.1"
@@ -45,41 +41,16 @@ class Read(NamedTuple):
     end: int
 
 
-class Life:
-    """The reading side of one life, without Kafka: what is read is settled by ``settle``."""
+class Life(Reading):
+    """One life; what is read is settled by ``settle``."""
 
     def __init__(self, root: Path, clock: FakeClock, rows: Rows) -> None:
-        self._root_fd = os.open(root, os.O_RDONLY)
-        self._scanner = Scanner(root, ["*.jsonl*"])
         self._rows = rows
         self._pending: list[Chunk] = []
-        metrics = Metrics(CollectorRegistry())
-        self.registry = Registry(
-            rows.values(), line_bytes_max=4096, forget_after_s=1e9, clock=clock, metrics=metrics
-        )
-        self.sources = Sources(
-            self._open,
-            self.registry,
-            line_bytes_max=4096,
-            descriptors_max=8,
-            start_at_end=False,
-            deletion=no_deletion(clock, metrics),
-            clock=clock,
-            turns=unlimited_turns(clock, metrics),
-            metrics=metrics,
-        )
-
-    def _open(self, path: str) -> Opened:
-        return open_beneath(self._root_fd, path)
-
-    def close(self) -> None:
-        for followed in self.sources.opened:
-            assert followed.harvester is not None
-            followed.harvester.file.close()
-        os.close(self._root_fd)
+        super().__init__(root, clock, rows.values())
 
     def scan(self) -> list[Read]:
-        self.sources.apply(self._scanner.scan())
+        self.sources.apply(self.scanner.scan())
         return self.read()
 
     def read(self) -> list[Read]:
@@ -342,14 +313,14 @@ def test_the_tombstone_of_a_file_is_kept_while_its_copy_goes_on_as_it(world: Wor
     life.settle()
     life.scan()
     life.registry._forget_after_s = -1.0  # tombstones expire at once
-    life.sources.apply(life._scanner.scan())
+    life.sources.apply(life.scanner.scan())
     assert [] == life.registry.take().forgotten
 
     world.copy.unlink()
     forgotten: list[Checkpoint] = []
     for _ in range(4):
         world.clock.advance(GRACE_S)  # until then its descriptor is held
-        life.sources.apply(life._scanner.scan())
+        life.sources.apply(life.scanner.scan())
         forgotten += life.registry.take().forgotten
         life.read()
     assert [0] == [row.generation for row in forgotten]

@@ -148,11 +148,11 @@ def test_a_copy_of_what_nobody_has_read_yet_waits(world: World) -> None:
     """There is a backlog: nothing but what the original looks like is known of it."""
     append(world.file, lines(0, 100))
     life = world.restart()
-    life.sources.apply(life._scanner.scan())
+    life.sources.apply(life.scanner.scan())
     assert life.sources.next() is not None  # it is open, and its turn is not used
     shutil.copyfile(world.file, world.copy)
     for _ in range(3):
-        life.sources.apply(life._scanner.scan())
+        life.sources.apply(life.scanner.scan())
         while life.sources._openings:
             life.sources.next()
 
@@ -191,7 +191,7 @@ def test_a_huge_copy_is_compared_in_slices_between_which_others_are_read(
     world.clock.advance(STILL_S)
     other = world.file.with_name("other.jsonl")
     append(other, lines(0, 1))
-    life.sources.apply(life._scanner.scan())
+    life.sources.apply(life.scanner.scan())
     read = 0
     for n in range(20):
         before = counting.read_bytes

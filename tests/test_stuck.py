@@ -1,19 +1,17 @@
 """A file whose descriptor shows nothing of its growth is opened again."""
 
 import os
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from agent.harvester import Truncated
-from agent.opener import Descriptor, Refused, open_beneath
-from agent.registry import Registry
-from agent.scanner import Scanner
-from agent.sources import Sources
+from agent.opener import Descriptor, Opened
 from agent.stuck import STUCK_S
-from agent.telemetry import Metrics
-from tests.fakes import FakeClock, no_deletion, unlimited_turns
+from tests.fakes import FakeClock
+from tests.reading import Reading
 
 LINE = b'{"n":1}\n'
 
@@ -33,37 +31,22 @@ class Frozen(Descriptor):
         return len(self.content)
 
 
-class World:
+class World(Reading):
+    """One file, of which each descriptor shows what it was."""
+
     def __init__(self, root: Path) -> None:
-        self.path = root / "a.jsonl"
-        self.clock = FakeClock()
-        self.metrics = Metrics(CollectorRegistry())
+        self.path, self.clock = root / "a.jsonl", FakeClock()
         self.openings = 0
         self.lines = 0
-        self._root_fd = os.open(root, os.O_RDONLY)
-        self._scanner = Scanner(root, ["*.jsonl*"])
-        registry = Registry(
-            [], line_bytes_max=4096, forget_after_s=1e9, clock=self.clock, metrics=self.metrics
-        )
-        self.sources = Sources(
-            self._open,
-            registry,
-            line_bytes_max=4096,
-            descriptors_max=8,
-            start_at_end=False,
-            turns=unlimited_turns(self.clock, self.metrics),
-            deletion=no_deletion(self.clock, self.metrics),
-            clock=self.clock,
-            metrics=self.metrics,
-        )
+        super().__init__(root, self.clock)
 
-    def _open(self, path: str) -> Descriptor | Refused:
-        opened = open_beneath(self._root_fd, path)
+    def open_file(self, path: str) -> Opened:
+        opened = super().open_file(path)
         self.openings += 1
         return Frozen(opened) if isinstance(opened, Descriptor) else opened
 
     def scan(self) -> None:
-        self.sources.apply(self._scanner.scan())
+        self.sources.apply(self.scanner.scan())
         while (followed := self.sources.next()) is not None:
             reader = followed.harvester
             assert reader is not None
@@ -80,8 +63,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    with closing(World(tmp_path)) as made:
+        yield made
 
 
 def test_a_file_that_grows_unseen_is_opened_again(world: World) -> None:
@@ -117,7 +101,7 @@ def test_a_file_that_waits_for_its_turn_is_not_stuck(world: World) -> None:
     world.scan()
     world.append(LINE)
     for _ in range(10):
-        world.sources.apply(world._scanner.scan())
+        world.sources.apply(world.scanner.scan())
         world.sources.hint("a.jsonl")
         world.clock.advance(STUCK_S)
 
