@@ -18,7 +18,9 @@ pytestmark = pytest.mark.timeout(120 + EXAMPLES // 20)
 MANY = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 
 FILES = st.lists(
-    st.sampled_from([b"\n", b"\n\n", b"ab\n", b"\r\n", b"x" * 9, b"y" * 70, b"z" * 200]),
+    st.sampled_from(
+        [b"\n", b"\n\n", b"ab\n", b"\r\n", b"\0", b"\0" * 80, b"x" * 9, b"y" * 70, b"z" * 200]
+    ),
     max_size=40,
 ).map(b"".join)
 HEADS = st.binary(min_size=splitter.HEAD_BYTES, max_size=splitter.HEAD_BYTES)
@@ -28,6 +30,8 @@ KINDS = st.sampled_from([0, *range(decoder.INSIDE, decoder.INSIDE + len(decoder.
 
 @MANY
 @given(HEADS, FILES | st.binary(max_size=300))
+@example(bytes(splitter.HEAD_BYTES), b"\0\1")
+@example(b"\0" * 3 + b"\x05" * 9, b"a\n" + b"\0" * 70 + b"bc\n\0\0")
 def test_the_splitter_says_what_the_obvious_way_says(head: bytes, written: bytes) -> None:
     splitter.check(head + written)
 
