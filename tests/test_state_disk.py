@@ -477,9 +477,10 @@ def test_a_kill_at_a_system_call_while_a_spool_is_saved_loses_nothing(
     """
     with Subject(tmp_path, mock) as agent:
         embedded.broker_down()
-        agent.write(300)
         agent.start()
-        agent.spool_all()
+        for count in (299, 1):
+            agent.write(count)
+            agent.spool_all()
         assert 0 == agent.stop()
         gone = (agent.root / "acme/a.jsonl").rename(tmp_path / "gone.jsonl")
         path, whole = agent.state_dir / "spool.db", tmp_path / "whole"
@@ -507,7 +508,8 @@ def test_a_kill_at_a_system_call_while_a_spool_is_saved_loses_nothing(
 def split(path: Path) -> None:
     """Leave the newest row to the log alone, and make SQLite find the file malformed.
 
-    Each row is there. Beside it lies what was put aside at an earlier time, and is of no worth.
+    Each row is there. Beside it lies what was put aside at an earlier time, and is of no worth. The
+    newest must be a small one: SQLite would see the damage as soon as it needs another page.
     """
     aside = path.with_name("spool.db.damaged")
     shutil.copy(path, aside)
