@@ -30,10 +30,10 @@ pytestmark = pytest.mark.kafka
 
 CLIENTS = 5
 FILES_EACH = 4
-FILE_LINES = 50_000
-LINES = CLIENTS * FILES_EACH * FILE_LINES
+LINES = int(os.environ.get("FEEDBACK_AGENT_END_TO_END_LINES", "200000"))
+FILE_LINES = LINES // (CLIENTS * FILES_EACH)
 PARTITIONS = 12
-MILLION_WITHIN_S = 90.0
+WITHIN_S = 30.0 + 60e-6 * LINES
 WRITE_BYTES = 100_000
 """One write; most end within a line."""
 FETCH_RECORDS = 20_000
@@ -155,7 +155,7 @@ class Books:
 
 
 @pytest.mark.timeout(300)
-def test_a_million_lines_of_five_clients_arrive_once_each_and_in_order(
+def test_the_lines_of_five_clients_arrive_once_each_and_in_order(
     real: Topics, tmp_path: Path
 ) -> None:
     """Written before and while the agent runs, rotated by rename, cut anywhere by the writes."""
@@ -178,14 +178,14 @@ def test_a_million_lines_of_five_clients_arrive_once_each_and_in_order(
             writer.start()
         for writer in writers:
             writer.join()
-        agent.until_delivered(LINES, within_s=MILLION_WITHIN_S)
+        agent.until_delivered(LINES, within_s=WITHIN_S)
         assert 0 == agent.stop()
     books = Books(files)
     for message in consumed(real, LINES):
         books.note(message)
 
     assert LINES == books.delivered()
-    assert time.monotonic() - began_s < MILLION_WITHIN_S
+    assert time.monotonic() - began_s < WITHIN_S
 
 
 # ---- restarts

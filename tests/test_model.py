@@ -13,7 +13,7 @@ from tests.model import Program
 
 PROGRAMS = int(os.environ.get("FEEDBACK_AGENT_MODEL_PROGRAMS", "2000"))
 SHARES = 8
-SEEDS = int(os.environ.get("FEEDBACK_AGENT_MODEL_SEEDS", "40"))
+SEEDS = int(os.environ.get("FEEDBACK_AGENT_MODEL_SEEDS", "15"))
 
 
 @pytest.mark.parametrize("share", range(SHARES))
@@ -36,7 +36,7 @@ class GapSkippingLedger(Ledger):
             self.mark = chunk.end, chunk.tail
 
 
-@pytest.mark.timeout(600)  # 45 s alone, and much of that again beside others
+@pytest.mark.timeout(600)  # 20 s alone, and much of that again beside others
 def test_a_ledger_that_skips_a_gap_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that passes whatever the ledger does would prove nothing: 200 programs must do."""
     monkeypatch.setattr("agent.harvester.Ledger", GapSkippingLedger)
