@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agent import __version__, redaction, wire
+from agent import __version__, redaction, schemas, wire
 from agent.audit import Audit
 from agent.builders import Builders, Stream, Topic, repartition
 from agent.chunk import Chunker, ChunkPolicy
@@ -65,6 +65,7 @@ class Parts:
         self.credentials = Credentials(config.kafka.tls, config.kafka.sasl, clock)
         self.redaction = redaction.load(config.redact)
         self.shown = redaction.shown(self.redaction)
+        self.schemas = schemas.load(config.schema)
         self.audit = Audit(
             config.audit_path if config.audit.enabled else None,
             bytes_max=config.audit.bytes_max,
@@ -200,6 +201,7 @@ class Parts:
             self._stream(events),
             self._stream(dead_letters),
             redactor=None if redaction is None else Redactor(redaction),
+            schemas=self.schemas,
             clock=self.clock,
             metrics=self.metrics,
         )

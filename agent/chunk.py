@@ -25,6 +25,7 @@ from agent.core.lines import NUL, Piece
 from agent.core.policy import SchemaPolicy
 from agent.core.record import Origin, Recorder, RecordPolicy
 from agent.core.redact import Redactor
+from agent.core.schemas import Schemas
 from agent.rejects import OVERSIZE, Bad, Rejects, Source
 from agent.telemetry import Metrics
 
@@ -59,6 +60,7 @@ class Chunker:
         dead_letters: Stream,
         *,
         redactor: Redactor | None = None,
+        schemas: Schemas | None = None,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -74,7 +76,7 @@ class Chunker:
         )
         self._clock = clock
         self._metrics = metrics
-        self._decode = Decoder(policy.schema).decode
+        self._decode = Decoder(policy.schema, schemas).decode
         self._recorders: dict[tuple[str, int, str], Recorder] = {}
 
     def fill(self, source: Source, piece: Piece) -> Chunk:

@@ -132,7 +132,7 @@ def check(config_path: Path | None, as_json: bool, schema: bool) -> None:
     """Validate the configuration and print all of it, defaults filled in, secrets masked.
 
     A mistake is one line on stderr and exit code 78: where it stands, what was found, what is
-    allowed. Nothing is connected to.
+    allowed. The files of schema.dir are checked too. Nothing is connected to.
 
     \b
     Examples:
@@ -143,6 +143,9 @@ def check(config_path: Path | None, as_json: bool, schema: bool) -> None:
         click.echo(_json(config.json_schema()))
         return
     loaded = _load(config_path)
+    from agent import schemas
+
+    schemas.load(loaded.schema)
     click.echo(_json(config.masked(loaded)) if as_json else config.as_yaml(loaded).rstrip("\n"))
 
 

@@ -63,11 +63,13 @@ def _clashes(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str, 
         bound = f"neither inside {other}, which is {str(paths[other])!r}, nor around it"
         reason = "who may write feedback must not reach checkpoints"
         yield mine, f"found {str(paths[mine])!r}; allowed: {bound}: {reason}"
-    audit = config.audit.path
-    if audit is not None and Path(os.path.realpath(audit)).is_relative_to(root):
-        bound = f"not inside source.root, which is {str(config.source.root)!r}"
-        reason = "the agent would read what it writes"
-        yield "audit.path", f"found {str(audit)!r}; allowed: {bound}: {reason}"
+    for key, path, reason in (
+        ("audit.path", config.audit.path, "the agent would read what it writes"),
+        ("schema.dir", config.schema.dir, "who may write feedback must not say what is allowed"),
+    ):
+        if path is not None and Path(os.path.realpath(path)).is_relative_to(root):
+            bound = f"not inside source.root, which is {str(config.source.root)!r}"
+            yield key, f"found {str(path)!r}; allowed: {bound}: {reason}"
     if config.source.delete_after_s is not None and config.source.start_at == "end":
         found = config.source.delete_after_s
         bound = "only with source.start_at beginning, which is end"

@@ -71,6 +71,10 @@ Visible = Annotated[
 ]
 
 
+class Schema(SchemaPolicy, frozen=True):
+    dir: Path | None = None
+
+
 class Redact(Policy, frozen=True):
     enabled: bool = True
     rules: tuple[Kind, ...] = KINDS
@@ -178,7 +182,7 @@ class Log(Policy, frozen=True):
 class Config(Policy, frozen=True, kw_only=True):
     agent: Agent = field(default_factory=Agent)
     source: Source = field(default_factory=Source)
-    schema: SchemaPolicy = field(default_factory=SchemaPolicy)
+    schema: Schema = field(default_factory=Schema)
     redact: Redact = field(default_factory=Redact)
     batch: BatchPolicy = field(default_factory=BatchPolicy)
     in_flight: InFlightPolicy = field(default_factory=InFlightPolicy)

@@ -4,10 +4,12 @@ Two ways lead through this room and agree on every line (tests hold them to it):
 
     plain line   one decode in C, then a few tests of fixed shapes         most lines
     any other    decode to a dict, clean, split off what we do not know,   unknown fields, control
-                 convert, and name what is wrong                           characters, bad lines
+                 convert, and name what is wrong                           characters, bad lines,
+                                                                           types by JSON Schema
 
 The fast one only ever accepts; whatever makes it doubt goes the slow way, so each rule that
-rejects is written once. A line with unknown fields pays for both.
+rejects is written once. A line with unknown fields pays for both. A line of eight fields: 2 us the
+plain way, 7 us with an unknown field, 10 us by a JSON Schema, of which 1 us is the schema itself.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from msgspec import Struct
 from agent.core import events
 from agent.core.controls import BACKSLASH, DEL, cleaned, may_hold_controls
 from agent.core.diagnosis import UNREADABLE, Rejection, explain, refuse
-from agent.core.events import Event, ExperimentResult, KnownEvent, PerformanceMetrics, UnknownEvent
+from agent.core.events import Event, ExperimentResult, PerformanceMetrics, UnknownEvent
 from agent.core.formats import (
     DIGITS,
     HEX_DIGITS,
@@ -32,6 +34,7 @@ from agent.core.formats import (
 )
 from agent.core.policy import SchemaPolicy
 from agent.core.reasons import Reason
+from agent.core.schemas import NO_SCHEMAS, CustomType, Schemas, plain_decoder
 
 AHEAD_MAX_S: Final = 300.0
 """A timestamp further ahead of the reader's clock is suspect."""
@@ -46,7 +49,8 @@ class Decoded(Struct, gc=False):
     Attributes:
         event: ``UnknownEvent`` is a line of an unknown type that the policy lets pass.
         suspect: The timestamp is more than ``AHEAD_MAX_S`` ahead or older than the policy allows.
-        extras: Unknown top-level fields, to be redacted and shipped like the rest.
+        extras: Top-level fields that are none of ``event``, to be redacted and shipped like the
+            rest.
         removed: Control characters that were taken out of strings and keys.
     """
 
@@ -68,6 +72,7 @@ _UUID_REASONS: Final[dict[str, Reason]] = {
 _ENTRIES_MAX: Final = events.METADATA_ENTRIES_MAX
 _FIELD_NAMES: Final[dict[type[Event], frozenset[str]]] = {
     UnknownEvent: frozenset(UnknownEvent.__struct_fields__),
+    events.CustomEvent: frozenset(events.CustomEvent.__struct_fields__),
     **{kind: frozenset({"type", *kind.__struct_fields__}) for kind in events.EVENT_TYPES.values()},
 }
 _NO_PARTS: Final[dict[str, type[events.Part]]] = {}
@@ -75,11 +80,12 @@ _NO_PARTS: Final[dict[str, type[events.Part]]] = {}
 
 class Decoder:
     """Decode lines under one policy. Its only state is the last ``now_s`` and what follows of it:
-    best called with one reading of the clock per chunk."""
+    best called with one reading of the clock per chunk. ``schemas`` add types and replace some."""
 
-    def __init__(self, policy: SchemaPolicy) -> None:
+    def __init__(self, policy: SchemaPolicy, schemas: Schemas | None = None) -> None:
         self._policy = policy
-        self._plain = msgspec.json.Decoder(KnownEvent).decode
+        self._custom = (schemas or NO_SCHEMAS).types
+        self._plain = plain_decoder(self._custom)
         self._set_now(0.0)
 
     def decode(self, line: bytes, now_s: float) -> Decoded | Rejection:
@@ -137,26 +143,34 @@ class Decoder:
         removed = 0
         if may_hold_controls(line):
             fields, removed = cleaned(fields)
-        if fields.get("session_id") is None and "session" in fields:
-            fields["session_id"] = fields.pop("session")
         name = fields.get("type")
         if not isinstance(name, str):
             return Rejection("schema", "type: required" if name is None else "type: expected str")
+        custom = self._custom.get(name)
         kind: type[Event] = events.EVENT_TYPES.get(name, UnknownEvent)
-        if kind is UnknownEvent and self._policy.unknown_types == "dead_letter":
+        if custom is not None:
+            kind = events.CustomEvent
+        elif kind is UnknownEvent and self._policy.unknown_types == "dead_letter":
             return Rejection("unknown_type", "type: not one of the known types")
-        decoded = self._convert(fields, kind, now_s)
+        elif fields.get("session_id") is None and "session" in fields:
+            fields["session_id"] = fields.pop("session")
+        decoded = self._convert(fields, kind, now_s, custom)
         if isinstance(decoded, Decoded):
             decoded.removed = removed
         elif kind is not UnknownEvent:
             return Rejection(decoded.reason, decoded.detail, name)
         return decoded
 
-    def _convert(self, fields: _Fields, kind: type[Event], now_s: float) -> Decoded | Rejection:
+    def _convert(
+        self, fields: _Fields, kind: type[Event], now_s: float, custom: CustomType | None
+    ) -> Decoded | Rejection:
         known, extras, parts = _split(fields, kind)
         wrong = _canonicalise(known)
         if wrong is None and kind is not UnknownEvent:
-            wrong = self._overfull(extras, parts)
+            unknown = extras
+            if custom is not None:
+                unknown = {name: extras[name] for name in extras.keys() - custom.names}
+            wrong = self._overfull(unknown, parts) if unknown or parts else None
         if wrong is not None:
             return wrong
         suspect: bool | None = False
@@ -169,6 +183,8 @@ class Decoder:
         except msgspec.ValidationError as error:
             return Rejection("schema", explain(str(error)))
         wrong = _contradiction(event)
+        if wrong is None and custom is not None and (detail := custom.wrong(fields)) is not None:
+            wrong = Rejection("schema", detail)
         if wrong is not None:
             return wrong
         for name in parts:

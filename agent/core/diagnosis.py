@@ -20,7 +20,7 @@ UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 class Rejection(Struct, frozen=True):
     """Why a line cannot be an event.
 
-    ``detail`` is for people, and free of payload; ``event_type`` is one of the known ones or None.
+    ``detail`` is for people, and free of payload; ``event_type`` is a known or custom one or None.
     """
 
     reason: Reason

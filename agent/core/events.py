@@ -167,8 +167,16 @@ class UnknownEvent(Common):
     request_id: ClassVar[None] = None
 
 
+class CustomEvent(Common):
+    """A line of a type that a team's own JSON Schema describes: what the schema says of it stands
+    in ``Decoded.extras``. The name of the type comes from the configuration: it is no payload."""
+
+    type: str
+    request_id: ClassVar[None] = None
+
+
 KnownEvent = UserFeedback | PerformanceMetrics | ModelResponse | SystemHealth | ExperimentResult
-Event = KnownEvent | UnknownEvent
+Event = KnownEvent | CustomEvent | UnknownEvent
 
 EVENT_TYPES: Final[dict[str, type[KnownEvent]]] = {
     "user_feedback": UserFeedback,

@@ -17,7 +17,7 @@ from msgspec import Struct
 from agent.core import events
 from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
-from agent.core.events import Event, UnknownEvent
+from agent.core.events import CustomEvent, Event, UnknownEvent
 from agent.core.redact import FAILED, Redactor
 
 Headers = list[tuple[str, bytes]]
@@ -107,7 +107,7 @@ class Recorder:
         event, extras = decoded.event, decoded.extras
         version = event.schema_version
         headers = [
-            _EVENT_TYPE.get(type(event)) or _unknown_type(extras),
+            _EVENT_TYPE.get(type(event)) or _other_type(event, extras),
             _VERSION_DEFAULT
             if version is None or version == events.SCHEMA_VERSION
             else ("schema_version", version.encode()),
@@ -240,7 +240,9 @@ def _trace(value: Any, headers: Headers) -> None:
         headers.append(("traceparent", value.encode()))
 
 
-def _unknown_type(extras: dict[str, Any] | None) -> tuple[str, bytes]:
+def _other_type(event: Event, extras: dict[str, Any] | None) -> tuple[str, bytes]:
+    if type(event) is CustomEvent:
+        return "event_type", event.type.encode()
     name = extras.get("type") if extras else None
     return "event_type", (name if isinstance(name, str) else "")[:EVENT_TYPE_MAX].encode()
 

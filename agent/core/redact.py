@@ -20,7 +20,7 @@ from msgspec import Struct
 from agent.core import events
 from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
-from agent.core.events import Event, ModelResponse, UnknownEvent
+from agent.core.events import CustomEvent, Event, ModelResponse, UnknownEvent
 from agent.core.folding import folded, folds, unfolded, without_escapes
 from agent.core.redaction_rules import KINDS, NEVER, RULES, Kind, Rule, Span
 
@@ -30,8 +30,8 @@ PASSES_MAX: Final = 8
 """A marker may set free what stands beside it. What goes on for longer is not trusted."""
 HASH_BYTES: Final = 8
 
-EXEMPT: Final = frozenset({"event_id", "request_id", "experiment_id", "timestamp"})
-"""Fields whose form ``core/decode`` has checked."""
+EXEMPT: Final = frozenset({"event_id", "request_id", "experiment_id", "timestamp", "type"})
+"""Fields whose form ``core/decode`` has checked; ``type`` is one that the configuration names."""
 
 
 class RedactionFailed(Exception):
@@ -243,7 +243,9 @@ def _exposed(kind: type[Event]) -> Callable[[Event], tuple[Any, ...]]:
 
 
 _encode = msgspec.json.Encoder().encode
-_EXPOSED: Final = {kind: _exposed(kind) for kind in (*events.EVENT_TYPES.values(), UnknownEvent)}
+_EXPOSED: Final = {
+    kind: _exposed(kind) for kind in (*events.EVENT_TYPES.values(), CustomEvent, UnknownEvent)
+}
 _BLANK: Final = "\0"
 _HEX = re.compile(r"[0-9a-fA-F]*")
 _LETTERS: Final = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
