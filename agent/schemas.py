@@ -31,8 +31,6 @@ DETAIL_CHARACTERS_MAX: Final = 256
 DIRECTORY: Final = "schema.dir"
 MISFIT: Final = "not what the schema allows"
 _FILE = re.compile(r"([a-z][a-z0-9_]{0,63})\.json")
-_WORDS: Final = {"falseSchema": "not allowed", "additionalProperties": "an unknown name",
-                 "unevaluatedProperties": "an unknown name"}  # fmt: skip
 
 
 class Wanted(Protocol):
@@ -222,7 +220,7 @@ class _Fit:
         except self._misfit as error:
             place = [self._shown(part) for part in error.instance_path]
             where = "".join(place).removeprefix(".") or "the line"
-            return f"{where}: {_keyword(error.kind)}"[:DETAIL_CHARACTERS_MAX]
+            return f"{where}: {_keyword(error)}"[:DETAIL_CHARACTERS_MAX]
         except BaseException:  # noqa: BLE001  a panic of the engine is no Exception; only the line is lost to it
             return MISFIT
         return MISFIT
@@ -233,16 +231,19 @@ class _Fit:
         return f".{part}" if part in self._names else ".*"
 
 
-def _keyword(kind: Any) -> str:
-    name: str = kind.name
+def _keyword(error: Any) -> str:
+    name: str = error.kind.name
     if name == "required":
-        return f"{kind.property}: required"
+        return f"{error.kind.property}: required"
+    if name == "falseSchema":
+        extra = error.schema_path[-1:] == ["additionalProperties"]
+        return "additionalProperties" if extra else "not allowed"
     if name == "not":
-        match kind.schema:
+        match error.kind.schema:
             case {"not": {"anyOf": _}}:
                 return "anyOf"
             case {"not": {"oneOf": _}}:
                 return "oneOf"
             case _:
                 pass
-    return _WORDS.get(name, name)
+    return name

@@ -76,6 +76,21 @@ def test_check_of_a_mistake_is_one_line_on_stderr_and_78(tmp_path: Path) -> None
     )
 
 
+def test_check_reads_the_schemas_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad one would keep the agent from starting."""
+    pytest.importorskip("jsonschema_rs")
+    monkeypatch.setenv("FEEDBACK_AGENT_SCHEMA__DIR", str(tmp_path))
+    (tmp_path / "order.json").write_text("{}")
+    assert 0 == call("check").exit_code
+
+    (tmp_path / "order.json").write_text('{"items": {"type": "thing"}}')
+    result = call("check")
+
+    assert (78, "") == (result.exit_code, result.stdout)
+    said = "schema.dir: order.json#/items/type: breaks the rules of JSON Schema: anyOf"
+    assert f"feedback-agent: error: {said}\n" == result.stderr
+
+
 def test_check_prints_the_schema_without_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(BROKERS)
 

@@ -27,7 +27,7 @@ IN_BACKTICKS = re.compile(r"`([^`\n]+)`")
 DOTTED = re.compile(r"[a-z_]+\.[a-z_]+")
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
 BOUNDS = ("min_length", "max_length", "ge", "le")
-NOT_OURS = {"max.message.bytes", "metadata.client", "metadata.traceparent"}
+NOT_OURS = {"max.message.bytes", "metadata.client", "metadata.traceparent", "order.json"}
 
 
 def quoted(text: str) -> set[str]:

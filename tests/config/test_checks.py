@@ -68,6 +68,13 @@ SIX = "kafka:\n  bootstrap_servers: [kafka:9092]\n  compression: none\n  compres
             id="audit inside of the root",
         ),
         pytest.param(
+            MINIMAL + "schema:\n  dir: /var/lib/feedback/x\n",
+            "config.yaml:4: schema.dir: found '/var/lib/feedback/x'; allowed: not inside "
+            "source.root, which is '/var/lib/feedback': who may write feedback must not say what "
+            "is allowed",
+            id="schemas inside of the root",
+        ),
+        pytest.param(
             MINIMAL + "source:\n  depth_max: 2\n  client_depth: 3\n",
             "config.yaml:5: source.client_depth: found 3; allowed: at most source.depth_max, "
             "which is 2: files must lie where they are read",
