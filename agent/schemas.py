@@ -153,7 +153,7 @@ def _refused(error: Any, where: str) -> ConfigError:
 
 
 def _plain(text: str) -> str:
-    """Make it safe for one line on a terminal."""
+    """Make it safe for one line on a terminal, and short."""
     return (text if text.isprintable() else ascii(text)[1:-1])[:DETAIL_CHARACTERS_MAX]
 
 
@@ -220,7 +220,7 @@ class _Fit:
         except self._misfit as error:
             place = [self._shown(part) for part in error.instance_path]
             where = "".join(place).removeprefix(".") or "the line"
-            return f"{where}: {_keyword(error)}"[:DETAIL_CHARACTERS_MAX]
+            return _plain(f"{where}: {_keyword(error)}")
         except BaseException:  # noqa: BLE001  a panic of the engine is no Exception; only the line is lost to it
             return MISFIT
         return MISFIT

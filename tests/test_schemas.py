@@ -254,6 +254,7 @@ def test_a_misfit_is_said_in_names_of_the_schema(
         ({"propertyNames": {"maxLength": 1}}, "the line: propertyNames"),
         ({"$ref": "#/anyOf/0", "anyOf": [{"required": ["z"]}]}, schemas.MISFIT),
         ({"properties": {"x" * 300: {}}, "required": ["x" * 300]}, f"the line: {'x' * 246}"),
+        ({"required": ["a\n"]}, "the line: a\\n: required"),
     ],
 )
 def test_a_misfit_of_the_whole_is_said_too(tmp_path: Path, schema: Json, detail: str) -> None:
