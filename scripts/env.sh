@@ -8,9 +8,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 _env_find_python() {
   local python
   for python in ${FEEDBACK_AGENT_PYTHON:-python3.13 python3.12 python3.11 python3}; do
+    # The interpreter itself: the one on PATH may be that of the environment to be made anew.
     if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
       2>/dev/null; then
-      command -v "$python"
+      "$python" -c 'import sys; print(sys._base_executable)'
       return
     fi
   done
