@@ -52,12 +52,14 @@ class Decoded(Struct, gc=False):
         extras: Top-level fields that are none of ``event``, to be redacted and shipped like the
             rest.
         removed: Control characters that were taken out of strings and keys.
+        cut: Redaction made a text longer than its field may be; what was over is gone.
     """
 
     event: Event
     suspect: bool = False
     extras: dict[str, Any] | None = None
     removed: int = 0
+    cut: bool = False
 
 
 _encode = msgspec.json.Encoder().encode

@@ -126,6 +126,8 @@ class Recorder:
             headers.append(_SCHEMA_UNKNOWN)
         if self._redactor is not None:
             headers.append(self._redactor.header)
+            if decoded.cut:
+                headers.append(("cut", b"%d" % len(line)))
         self._enrich(event, extras, headers)
         value = _encode(event)
         if extras:

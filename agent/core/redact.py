@@ -22,7 +22,9 @@ from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
 from agent.core.events import CustomEvent, Event, ModelResponse, UnknownEvent
 from agent.core.folding import folded, folds, unfolded, without_escapes
-from agent.core.redaction_rules import KINDS, NEVER, RULES, Kind, Rule, Span
+from agent.core.phones import NEVER
+from agent.core.redaction_rules import KINDS, RULES, Kind, Rule, Span, is_version
+from agent.core.suspicion import suspicious
 
 FAILED: Final = Rejection("redaction_failed", "the redactor failed")
 UNSHOWN: Final = "[REDACTION_FAILED]"
@@ -30,8 +32,14 @@ PASSES_MAX: Final = 8
 """A marker may set free what stands beside it. What goes on for longer is not trusted."""
 HASH_BYTES: Final = 8
 
-EXEMPT: Final = frozenset({"event_id", "request_id", "experiment_id", "timestamp", "type"})
-"""Fields whose form ``core/decode`` has checked; ``type`` is one that the configuration names."""
+EXEMPT: Final = frozenset(
+    {
+        "event_id", "request_id", "experiment_id", "timestamp", "type",
+        "thumbs", "status", "experiment_type",
+    }
+)  # fmt: skip
+"""Fields whose form ``core/decode`` has checked: a marker in one would make the event invalid.
+``type`` is one that the configuration names."""
 
 
 class RedactionFailed(Exception):
@@ -105,6 +113,7 @@ class Redactor:
     # ---- events
 
     def _walk(self, event: Event, decoded: Decoded) -> None:
+        bounds = _BOUNDS[type(event)]
         for name in event.__struct_fields__:
             value = getattr(event, name)
             if value is None or name in EXEMPT:
@@ -113,9 +122,24 @@ class Redactor:
                 event_hash = self._hash(value)
                 setattr(event, name, event_hash)
             elif isinstance(value, str | list | dict):
-                setattr(event, name, self._value(value))
+                found = self._value(value)
+                if (bound := bounds.get(name)) is not None:
+                    found = self._within(found, bound, decoded)
+                setattr(event, name, found)
         if decoded.extras:
             decoded.extras = self._value(decoded.extras)
+
+    def _within(self, value: Any, bound: int, decoded: Decoded) -> Any:
+        """Cut what markers made longer than its field may be, before a marker rather than in it."""
+        if isinstance(value, list):
+            return [self._within(inner, bound, decoded) for inner in value]
+        for _ in range(PASSES_MAX):
+            if len(value) <= bound:
+                return value
+            halved = (m.start() for m in self._marker.finditer(value) if m.end() > bound)
+            value = self.text(value[: min(next(halved, bound), bound)])
+            decoded.cut = True
+        raise RedactionFailed
 
     def _hash(self, text: str) -> str:
         return text if _HEX.fullmatch(text) else self.text(text)
@@ -138,7 +162,8 @@ class Redactor:
             while name in redacted or (name != key and name in value):
                 taken[marked] += 1
                 name = f"{marked}#{taken[marked] + 1}"
-            redacted[name] = self._value(inner)
+            version = isinstance(inner, str) and not self._custom and is_version(key, inner)
+            redacted[name] = inner if version else self._value(inner)
         return redacted
 
     # ---- texts
@@ -191,23 +216,6 @@ class Redactor:
         return f"[{name}:{digest.translate(_LETTERS)}]"
 
 
-def suspicious(raw: bytes) -> bool:
-    """Return False only if no rule of ours finds anything in a folded text, or JSON of such.
-
-    First what is left of it without letters, a fifth of most texts; doubts are looked at again.
-    """
-    bones = raw.translate(_DIGITS, _FLESH)
-    if _AT in bones or (_PERCENT in bones and b"%40" in raw):
-        return True
-    if bones.replace(b".", b"").find(_LONG) >= 0 and _LONG in raw.translate(_DIGITS, _SEPARATORS):
-        return True
-    if bones.find(b"0.0") >= 0 and _FOUR_NUMBERS.search(bones):
-        return True
-    if bones.replace(b"0", b"").find(b"::") < 0:
-        return False
-    return b"::" in raw.translate(None, _HEX_DIGITS)
-
-
 def merged(spans: Iterable[Span]) -> list[Span]:
     """Return ``spans`` in order, those that overlap as one, empty ones left out."""
     whole: list[Span] = []
@@ -242,19 +250,22 @@ def _exposed(kind: type[Event]) -> Callable[[Event], tuple[Any, ...]]:
     return getter
 
 
+def _bounds(kind: type[Event]) -> dict[str, int]:
+    """Return how long a text, or one of a list, may be in the fields where that is bounded."""
+    found = {}
+    for field in msgspec.structs.fields(kind):
+        for inner in (one := msgspec.inspect.type_info(field.type), *getattr(one, "types", ())):
+            text = getattr(inner, "item_type", inner)
+            if isinstance(text, msgspec.inspect.StrType) and text.max_length is not None:
+                found[field.name] = text.max_length
+    return found
+
+
 _encode = msgspec.json.Encoder().encode
-_EXPOSED: Final = {
-    kind: _exposed(kind) for kind in (*events.EVENT_TYPES.values(), CustomEvent, UnknownEvent)
-}
+_KINDS: Final = (*events.EVENT_TYPES.values(), CustomEvent, UnknownEvent)
+_BOUNDS: Final = {kind: _bounds(kind) for kind in _KINDS}
+_EXPOSED: Final = {kind: _exposed(kind) for kind in _KINDS}
 _BLANK: Final = "\0"
 _HEX = re.compile(r"[0-9a-fA-F]*")
 _LETTERS: Final = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
-_DIGITS: Final = bytes.maketrans(b"0123456789", b"0" * 10)
-_SEPARATORS: Final = b" ./()-"
-_HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
-_LONG: Final = b"0" * 7
-"""No phone, card, IBAN or social security number has fewer digits, separators apart."""
-_FLESH: Final = bytes(set(range(256)) - set(b"0123456789.:@%,"))
-_AT, _PERCENT = b"@%"  # integers: ``b"@" in`` costs seven times as much, ``find`` half of that
-_FOUR_NUMBERS = re.compile(rb"0\.0{1,3}\.0{1,3}\.0")
 _CODEC: Final = ("utf-8", "surrogatepass")

@@ -19,9 +19,9 @@ from agent.core.redact import (
     Redaction,
     RedactionFailed,
     Redactor,
-    suspicious,
 )
 from agent.core.redaction_rules import KINDS, RULES, Rule
+from agent.core.suspicion import suspicious
 
 EMAIL, CARD, PHONE = "jo.doe@example.com", "4111 1111 1111 1111", "+1 415 555 0123"
 REDACTOR = Redactor(Redaction(version="1"))
@@ -60,6 +60,15 @@ def redacted(text: str) -> str:
         ("415-555-0123 " * 20, "[PHONE] " * 20),
         ("0171 1234567 " * 20, "[PHONE] " * 20),
         ("0049 171 1234567 " * 20, "[PHONE] " * 20),
+        ("Phone:\n60-56-85-91\n", "Phone:\n[PHONE]\n"),
+        ("a,07700 063 966-Fax\nb", "a,[PHONE]-Fax\nb"),
+        ("they do not answer at 78 651 450", "they do not answer at [PHONE]"),
+        ("+992 372 12 3456", "[PHONE]"),
+        (
+            "my card 4937 03486091 7284, old one 676222165679",
+            "my card [CARD], old one [CARD]",
+        ),
+        ("ip 9.6.0.2, 9.6.0.2:80, 9.6.0.12", "ip [IPV4], [IPV4]:80, [IPV4]"),
         ("from ::ffff:10.0.0.1 to 10.0.0.2:80", "from [IPV6] to [IPV4]:80"),
     ],
 )
@@ -71,6 +80,9 @@ def test_a_marker_stands_where_it_stood_and_all_else_stays(text: str, shown: str
     "text",
     [
         "2.10.3 1.2.3.4-rc1 v1.2.3.4 Chrome/120.0.0.0 version 10.0.0.1",
+        "it runs 9.6.0.2 on Oracle 12.1.0.2 and Android 10.0.0.1, 1.1.1.1",
+        "114-0919326-1627090, 00522789, 00756-3470, 06234-1908",
+        "1 234 567 mobile users, 1 234 567 home runs",
         "4b8c0f9e-1111-4222-8333-444455556666 12345678-1234-4123-9123-123456789012",
         "9e107d9d372bb6826bd81d3542a419d6 1764000000123 1764000000 20260131",
         "2026-01-31T12:00:00.123456+02:00 31.01.2026 12:30 01/31/2026 12:30:45",
@@ -79,6 +91,7 @@ def test_a_marker_stands_where_it_stood_and_all_else_stays(text: str, shown: str
         "52.520008, 13.404954 and +52.520008, -122.419416",
         "12:30:45 std::vector a::b ::before dead::beef aa:bb:cc:dd:ee:ff",
         "icon@2x.png lodash@4.17.21 user@localhost",
+        "card 4111 1111 1111 1112, credit card 123456789012",
         "DE88 3704 0044 0532 0130 00 and 4111 1111 1111 1112",
         "000-12-3456 666-12-3456 900-12-3456 123-00-4567",
     ],
@@ -192,6 +205,54 @@ def test_keys_that_become_equal_are_numbered() -> None:
     assert sorted(metadata.values()) == [1, 2, 3, 4, 5]
     assert all(re.fullmatch(r"\[EMAIL\](#[0-9])?|d", key) for key in metadata)
     assert (2, 4) == (metadata["[EMAIL]"], metadata["[EMAIL]#2"])
+
+
+def test_a_version_is_one_where_its_name_says_so() -> None:
+    """Four numbers are what many apps call their version, and metadata is where they put it."""
+    fields = {"app_version": "12.1.0.3", "firmware": "12.1.0.3", "version": EMAIL, "ip": "12.1.0.3"}
+    decoded = decoded_of({"type": "user_feedback", "session_id": "s", "metadata": fields})
+    REDACTOR.event(decoded)
+    assert decoded.event.metadata == {**fields, "version": "[EMAIL]", "ip": "[IPV4]"}
+
+
+@pytest.mark.parametrize("hash_key", [None, b"k" * 16])
+@pytest.mark.parametrize(
+    ("field", "bound"),
+    [("comment", 10_000), ("user_id", 256), ("session_id", 256), ("schema_version", 64)],
+)
+def test_markers_make_no_text_longer_than_its_field_may_be(
+    field: str, bound: int, hash_key: bytes | None
+) -> None:
+    """What a consumer was promised of a field holds; the record says that it was cut."""
+    redactor = Redactor(Redaction(version="1", hash_key=hash_key))
+    for unit in ("::1 ", "a@b.co ", "x", "1.2.3.45 "):
+        text = (unit * bound)[:bound].strip()
+        decoded = decoded_of({"type": "user_feedback", "session_id": "s", field: text})
+        assert decoded is redactor.event(decoded)
+        shown = getattr(decoded.event, field)
+        assert 0 < len(shown) <= bound
+        assert not re.search(r"\[[^]]*$", shown), "no marker is halved"
+        assert decoded.cut == (len(redactor.text(text)) > bound)
+        assert shown == redactor.text(shown)
+
+
+def test_each_tag_keeps_its_bound_and_none_is_lost() -> None:
+    tags = ["::1 " * 32, "short"]
+    decoded = decoded_of({"type": "user_feedback", "session_id": "s", "tags": tags})
+    REDACTOR.event(decoded)
+    assert isinstance(decoded.event, UserFeedback)
+    assert decoded.cut
+    assert [["[IPV6]"] * 18, ["short"]] == [tag.split() for tag in decoded.event.tags or []]
+
+
+def test_a_value_of_a_closed_list_is_never_a_marker() -> None:
+    """The event would be none any more, whatever rule a user writes."""
+    rule = Rule("word", lambda text: (m.span() for m in re.finditer("up|healthy", text)), str)
+    redactor = Redactor(Redaction(version="1", custom=(rule,)))
+    decoded = decoded_of({"type": "user_feedback", "session_id": "up", "thumbs": "up"})
+    redactor.event(decoded)
+    assert isinstance(decoded.event, UserFeedback)
+    assert ("[WORD]", "up") == (decoded.event.session_id, decoded.event.thumbs)
 
 
 json_values = st.recursive(

@@ -46,6 +46,8 @@ PHONES = {
     "AU": "({02}) {9}### ####|{04}## ### ###|{+61 4}## ### ###",
     "named": "{tel. }### ####|{call }N######|{phone: }N## ### ###"
     "|{Tel: }## ## ## ##|{mobile }N#########",
+    "signed": "{0}N## ### ####{-Fax}|N## ## ###{ office}|N##-####{ (home)}|{Desk: }N#########"
+    "|{They do not answer at }## ### ###|{my number is }N## ####",
     "bare": "N#########|## ## ## ##|N## ### ###|{13}#########",
 }
 CARDS = {
@@ -57,6 +59,7 @@ CARDS = {
     "jcb": "{3530}############",
     "unionpay": "{62}##############",
     "spaced oddly": "4### ######## ####",
+    "named": "{my card }50##########|{card number }35## #### #### ####|{cc 4}### ######## ####",
 }
 IBANS = {
     "DE": "##################|#### #### #### #### ##",
@@ -89,7 +92,8 @@ IPV6S = {
     "mapped": "{::ffff:10}.#.#.##",
 }
 NOTHING = {
-    "version": "v#.##.#|#.#.#.#|{version }#.#.#.#|{Chrome/12}#.{0.0.0}|#.#.#-{rc}#|#.##.{20240131}",
+    "version": "v#.##.#|#.#.#.#|{version }#.#.#.#|{1}#.#.#.#|{Chrome/12}#.{0.0.0}|#.#.#-{rc}#"
+    "|#.##.{20240131}",
     "uuid": "hhhhhhhh-hhhh-4hhh-8hhh-hhhhhhhhhhhh|########-####-4###-9###-############",
     "hash": f"{'h' * 32}|{'h' * 40}|{'h' * 64}|hhhhhhh|{{sha256:}}{'h' * 64}",
     "order": "{order }#########|{order #}########|{ORD-}########|{invoice 0171} #######"
@@ -100,6 +104,8 @@ NOTHING = {
     "coordinates": "##.######, ##.######|-##.####, +##.######",
     "code": "{std::vector}|{a::b}|aa@aaa|{icon@2x.png}|{lodash@4.17.21}|hh:hh:hh:hh:hh:hh",
     "card-like": "N### #### #### ####|################",
+    "words": "N ### ###{ mobile users}|{home }N####|{call }N##{ times}|{at }#####{ dollars}"
+    "|{text }N#{ of }N###|{office }N### ####{ B}|{discard }############",
     "counts": "N###{ of }N#####|#### ####|##.##%|N-N#",
     "address": "N###{ Main Street}|#####|#####-####",
     "dimensions": "N###x####|N##-N##{ pages}|N.##{e-}##|0.########|N####.#######",

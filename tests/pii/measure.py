@@ -71,11 +71,14 @@ def scores(samples: Iterable[Sample]) -> dict[str, Score]:
 
 
 def core(sample: Sample) -> tuple[int, int]:
-    """Return where the data itself stands: without a word before it, a port behind, or brackets."""
+    """Return where the data itself stands: without a word beside it, a port behind, or brackets."""
     value = sample.text[sample.start : sample.end]
     start, end = sample.start, sample.end
     if sample.kind in {"phone", "ssn"}:
         start += next((at for at, c in enumerate(value) if c.isdigit() or c in "+("), 0)
+        end = sample.start + max(at for at, c in enumerate(value) if c.isdigit()) + 1
+    if sample.kind == "card":
+        start += next(at for at, c in enumerate(value) if c.isdigit())
     if sample.kind == "ipv4":
         end = sample.start + len(value.partition(":")[0])
     while start < end and sample.text[start] in EDGES.replace('"', "").replace(":", ""):
