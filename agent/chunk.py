@@ -72,6 +72,7 @@ class Chunker:
             dead_letters,
             line_bytes_max=policy.line_bytes_max,
             shown_bytes_max=policy.record.dead_letter_bytes_max,
+            hash_key=policy.record.hash_key,
             clock=clock,
         )
         self._clock = clock

@@ -26,8 +26,6 @@ BURST = 20
 BURST_S = 30.0
 KEPT_NAMES_MAX = 1024
 TEXT_CHARACTERS_MAX = 2048
-QUOTED = frozenset({"path", "client"})
-"""Fields that quote what a client chose."""
 TAMED = ("aiokafka", "asyncio", "watchdog")
 
 
@@ -44,14 +42,8 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _safe(value: object) -> object:
-    if value is None or isinstance(value, float) or (isinstance(value, int) and _fits(value)):
-        return value
-    if isinstance(value, Mapping):
-        return {escaped(str(key)): _safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_safe(item) for item in value]
-    return escaped(os.fsdecode(value) if isinstance(value, bytes) else str(value))
+def _ours(record: logging.LogRecord) -> bool:
+    return record.name == "agent" or record.name.startswith("agent.")
 
 
 def _fits(value: int) -> bool:
@@ -59,21 +51,23 @@ def _fits(value: int) -> bool:
 
 
 class _Formatter(logging.Formatter):
-    """``shown`` says what is written of a path, the name of a client, or a traceback."""
+    """``shown`` says what is written of any text but names that are constant: a path or the name
+    of a client, and what a library, an error or a traceback may quote."""
 
     def __init__(self, shown: Callable[[str], str] = str) -> None:
         super().__init__()
         self._shown = shown
 
     def _entry(self, record: logging.LogRecord) -> dict[str, object]:
+        message = record.getMessage()
         entry: dict[str, object] = {
             "at": self.formatTime(record),
             "level": record.levelname.lower(),
             "logger": escaped(record.name),
-            "event": escaped(record.getMessage()),
+            "event": escaped(message if _ours(record) else self._shown(message)),
         }
         fields: Mapping[str, object] = getattr(record, "fields", {})
-        entry |= {escaped(key): _safe(self._redacted(key, value)) for key, value in fields.items()}
+        entry |= {escaped(key): self._safe(value) for key, value in fields.items()}
         if suppressed := getattr(record, "suppressed", 0):
             entry["suppressed"] = suppressed
         if record.exc_info:
@@ -81,8 +75,17 @@ class _Formatter(logging.Formatter):
             entry["exception"] = "\n".join(escaped(line) for line in lines)
         return entry
 
-    def _redacted(self, key: str, value: object) -> object:
-        return self._shown(value) if key in QUOTED and isinstance(value, str) else value
+    def _safe(self, value: object) -> object:
+        if value is None or isinstance(value, float) or (isinstance(value, int) and _fits(value)):
+            return value
+        if isinstance(value, Mapping):
+            return {self._text(str(key)): self._safe(item) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._safe(item) for item in value]
+        return self._text(os.fsdecode(value) if isinstance(value, bytes) else str(value))
+
+    def _text(self, text: str) -> str:
+        return escaped(self._shown(text))
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         """Return the record's time as RFC 3339 in UTC, with milliseconds."""
@@ -139,7 +142,7 @@ class Floodgate(logging.Filter):
         self._seen: OrderedDict[tuple[str, str], _Window] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        ours = record.name == "agent" or record.name.startswith("agent.")
+        ours = _ours(record)
         if record.name.partition(".")[0] == "aiokafka" and record.levelno < logging.WARNING:
             return False
         if record.levelno >= logging.CRITICAL:

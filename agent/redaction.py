@@ -1,7 +1,8 @@
 """Reads what redaction needs from files: rules of the user's own, and the key of the hashes.
 
-Rules run on RE2, whose time is bounded by the length of a text whatever the pattern; without that
-engine they are refused, never run on another one.
+Rules run on RE2, which finds one match in linear time whatever the pattern; without that engine
+they are refused, never run on another one. To find all of them may take it the square: ``a.*b|a``
+looks through to the end for each a. So what a rule may look at in one text is bounded.
 """
 
 import re
@@ -13,8 +14,9 @@ from typing import Any, Final, Protocol
 
 import yaml
 
-from agent.core.redact import Redaction, Redactor
-from agent.core.redaction_rules import KINDS, VERSION, Kind, Rule, Span
+from agent.core.redact import Redaction, RedactionFailed, Redactor
+from agent.core.redaction_rules import KINDS, VERSION, Find, Kind, Rule
+from agent.core.spans import Span
 from agent.errors import ConfigError
 
 KEY_BYTES_MIN: Final = 16
@@ -23,6 +25,11 @@ RULES_MAX: Final = 64
 PATTERN_CHARACTERS_MAX: Final = 4096
 FILE_BYTES_MAX: Final = 1 << 20
 CUSTOM, HASH_KEY = "redact.custom", "redact.hash_key_file"
+LOOKED_AT_MAX: Final = 1 << 28
+"""Characters that a rule without an end looks at in one text, at worst: some 0.3 s. A text of
+16 KiB is within it whatever it holds."""
+_ENDLESS = re.compile(r"[*+]|,\}")
+"""A pattern without these has matches of bounded length, and each costs no more than that."""
 _NAME = re.compile("[a-z][a-z_]{0,31}")  # without digits: a marker must never look like a number
 
 
@@ -110,7 +117,18 @@ def _rule(entry: object, where: str, names: set[str], engine: Any) -> Rule:
     if compiled.search("") is not None:
         raise ConfigError(f"{where}.pattern", "found one that matches nothing at all")
 
-    def find(text: str) -> Iterator[Span]:
+    return Rule(name, _find(compiled), str)
+
+
+def _find(compiled: Any) -> Find:
+    def bounded(text: str) -> Iterator[Span]:
         return (match.span() for match in compiled.finditer(text))
 
-    return Rule(name, find, str)
+    def endless(text: str) -> Iterator[Span]:
+        matches_max = LOOKED_AT_MAX // max(1, len(text))
+        for number, span in enumerate(bounded(text)):
+            if number >= matches_max:
+                raise RedactionFailed
+            yield span
+
+    return endless if _ENDLESS.search(compiled.pattern) else bounded

@@ -24,6 +24,9 @@ OVERSIZE_SHOWN_BYTES = 64 << 10
 OVERSIZE = Rejection("oversize", "")
 UNTERMINATED = Rejection("unterminated", "the file is gone, and its last line has no end")
 
+KEPT = ("source", "event_type", "redaction", "cut")
+"""Headers of an event that its dead letter has too."""
+
 
 class Source(Protocol):
     """Where a piece was read; a harvester is one."""
@@ -50,14 +53,22 @@ class Rejects:
     Args:
         line_bytes_max: Beyond it a line is ``OVERSIZE``.
         shown_bytes_max: Of one line in its dead letter.
+        hash_key: As in ``RecordPolicy``.
     """
 
     def __init__(
-        self, stream: Stream, *, line_bytes_max: int, shown_bytes_max: int, clock: Clock
+        self,
+        stream: Stream,
+        *,
+        line_bytes_max: int,
+        shown_bytes_max: int,
+        hash_key: bytes,
+        clock: Clock,
     ) -> None:
         self._stream = stream
         self._line_bytes_max = line_bytes_max
         self._shown_bytes_max = shown_bytes_max
+        self._hash_key = hash_key
         self._clock = clock
 
     def line(self, chunk: Chunk, recorder: Recorder, bad: Bad, tally: Counter[str]) -> None:
@@ -103,13 +114,13 @@ class Rejects:
         now_ms = int(self._clock.wall() * 1000)  # its own time may be what is refused
         if "reason" in headers:
             whole = headers.get("cut") or b"%d" % len(record.value)
-            digest = blake2b(record.value, digest_size=16).hexdigest()
+            digest = blake2b(record.value, key=self._hash_key, digest_size=16).hexdigest()
             value = msgspec.json.encode({"length": int(whole), "hash": digest})
             kept = [(name, content) for name, content in record.headers if name != "cut"]
             refused = wire.Record(now_ms, record.key, value, [*kept, ("cut", whole)])
         else:
             why = [("reason", reason.encode()), ("detail", b"refused by the topic")]
-            kept = [(name, headers[name]) for name in ("source", "event_type") if name in headers]
+            kept = [(name, headers[name]) for name in KEPT if name in headers]
             key = headers.get("source", record.key)
             refused = wire.Record(now_ms, key, record.value, [*why, *kept])
         return self._stream.kafka.one(refused, batch)

@@ -184,6 +184,25 @@ def test_stderr_is_where_lines_go() -> None:
     assert handler.stream is sys.stderr
 
 
+# ---- what is shown of a text
+
+
+def test_whatever_may_quote_a_line_is_redacted_and_our_own_names_are_not() -> None:
+    """Errors, libraries and names quote what somebody wrote; the name of an event never does."""
+    stream = io.StringIO()
+    setup("info", "json", stream, shown=lambda text: text.replace("jo@x.de", "[EMAIL]"))
+
+    fields = {"detail": "of jo@x.de", "path": b"jo@x.de", "all": [{"jo@x.de": ("jo@x.de", 1)}]}
+    event(log, logging.INFO, "file.opened", **fields)
+    logging.getLogger("aiokafka.conn").warning("sent %s", "jo@x.de")
+
+    ours, library = lines(stream)
+    assert ("of [EMAIL]", "[EMAIL]") == (ours["detail"], ours["path"])
+    assert [{"[EMAIL]": ["[EMAIL]", 1]}] == ours["all"]
+    assert "file.opened" == ours["event"]
+    assert "sent [EMAIL]" == library["event"]
+
+
 # ---- floods
 
 

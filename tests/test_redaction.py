@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from agent import redaction
 from agent.config.sections import Redact
-from agent.core.redact import Redactor
+from agent.core.redact import RedactionFailed, Redactor
 from agent.core.redaction_rules import KINDS, VERSION
 from agent.errors import ConfigError
 from agent.telemetry import Metrics
@@ -94,6 +94,31 @@ def test_a_bad_rule_is_said_and_nothing_starts(tmp_path: Path, content: str) -> 
     pytest.importorskip("re2")
     with pytest.raises(ConfigError, match=r"^redact\.custom"):
         redaction.load(Redact(custom=written(tmp_path / "rules.yaml", content)))
+
+
+@pytest.mark.parametrize("pattern", ["a.*b|a", "a.{0,}b|a", "(?s)a(.+)b|a"])
+def test_a_rule_that_looks_too_far_too_often_fails_and_hangs_nothing(
+    tmp_path: Path, pattern: str
+) -> None:
+    """RE2 finds one match in linear time; all of them may take it the square, here ten
+    minutes."""
+    pytest.importorskip("re2")
+    custom = written(tmp_path / "rules.yaml", f"- {{name: mine, pattern: '{pattern}'}}")
+    loaded = redaction.load(Redact(custom=custom))
+    assert loaded is not None
+    redactor = Redactor(loaded)
+    with pytest.raises(RedactionFailed):
+        redactor.text("a " * (1 << 19))
+    few = "x" * (1 << 20) + "a" * 100
+    assert redactor.text(few).startswith("x" * (1 << 20) + "[MINE]")
+
+
+def test_a_rule_whose_matches_have_an_end_may_match_as_often_as_it_likes(tmp_path: Path) -> None:
+    pytest.importorskip("re2")
+    loaded = redaction.load(Redact(custom=written(tmp_path / "rules.yaml", RULES)))
+    assert loaded is not None
+    often = 1 << 16
+    assert "[EMPLOYEE] " * often == Redactor(loaded).text("EMP-123456 " * often)
 
 
 def test_what_is_shown_of_a_name() -> None:

@@ -4,7 +4,9 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from hashlib import blake2b
 
+import msgspec
 import pytest
 from aiokafka.record import MemoryRecords
 from hypothesis import given
@@ -278,6 +280,28 @@ def test_a_refused_records_dead_letter_is_of_now() -> None:
     for _ in range(2):  # as an event, and as the dead letter it is then
         refused = chunker.rejects.of_record(refused, "refused_invalid")
         assert [int(WALL_S * 1000)] == [r.timestamp_ms for r in wire.records(refused)]
+
+
+@pytest.mark.parametrize("hash_key", [b"", b"k" * 16])
+def test_a_refused_record_keeps_what_redaction_said_and_its_hash_needs_the_key(
+    hash_key: bytes,
+) -> None:
+    """Without the key anybody could test a guess of the payload against the hash."""
+    events, dead_letters = (stream_of(lambda: None) for _ in range(2))
+    record = RecordPolicy(version="1", hostname="n", hash_key=hash_key)
+    policy = ChunkPolicy("n", SchemaPolicy(), record, line_bytes_max=4096, event_time=True)
+    chunker = Chunker(
+        policy, events, dead_letters, clock=FakeClock(), metrics=Metrics(CollectorRegistry())
+    )
+    headers = [("source", b"s"), ("redaction", b"2"), ("cut", b"99"), ("schema_version", b"1")]
+    refused = sealed([Record(1, b"key", b"{}", headers)])
+    refused = chunker.rejects.of_record(refused, "refused_too_large")
+    (first,) = wire.records(refused)
+    assert [*headers[:3]] == first.headers[2:]
+    (second,) = wire.records(chunker.rejects.of_record(refused, ""))
+    said = {"length": 99, "hash": blake2b(b"{}", key=hash_key, digest_size=16).hexdigest()}
+    assert said == msgspec.json.decode(second.value)
+    assert b"99" == dict(second.headers)["cut"]
 
 
 def test_a_topic_whose_limit_shrank_gets_what_was_open_to_halve() -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-Span = tuple[int, int]
+from agent.core.spans import Span
 
 NEVER = re.compile(
     r"(?<![0-9A-Za-z])(?:"

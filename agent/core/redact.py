@@ -9,7 +9,7 @@ replaced is the text as it was written; folding serves to find (``core/folding``
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hashlib import blake2b
 from operator import attrgetter
 from typing import Any, Final
@@ -18,12 +18,14 @@ import msgspec
 from msgspec import Struct
 
 from agent.core import events
+from agent.core.addresses import is_version
 from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
 from agent.core.events import CustomEvent, Event, ModelResponse, UnknownEvent
 from agent.core.folding import folded, folds, unfolded, without_escapes
 from agent.core.phones import NEVER
-from agent.core.redaction_rules import KINDS, RULES, Kind, Rule, Span, is_version
+from agent.core.redaction_rules import KINDS, RULES, Kind, Rule
+from agent.core.spans import Span, blank, blanked, merged
 from agent.core.suspicion import suspicious
 
 FAILED: Final = Rejection("redaction_failed", "the redactor failed")
@@ -181,11 +183,11 @@ class Redactor:
 
     def _found(self, plain: str) -> list[tuple[Span, Rule]]:
         """Return what the rules find, from left to right, without overlaps."""
-        left = self._marker.sub(_blank, plain)
+        left = self._marker.sub(blank, plain)
         found: list[tuple[Span, Rule]] = []
         for rule in self._rules:
             if rule.kind == "phone":
-                left = NEVER.sub(_blank, left)
+                left = NEVER.sub(blank, left)
             spans = merged(rule.find(left))
             found += [(span, rule) for span in spans]
             left = blanked(left, spans)
@@ -216,32 +218,6 @@ class Redactor:
         return f"[{name}:{digest.translate(_LETTERS)}]"
 
 
-def merged(spans: Iterable[Span]) -> list[Span]:
-    """Return ``spans`` in order, those that overlap as one, empty ones left out."""
-    whole: list[Span] = []
-    for start, end in sorted(spans):
-        if start == end:
-            continue
-        if whole and start < whole[-1][1]:
-            whole[-1] = whole[-1][0], max(end, whole[-1][1])
-        else:
-            whole.append((start, end))
-    return whole
-
-
-def blanked(text: str, spans: list[Span]) -> str:
-    """Hide ``spans`` from the rules that come after, every place where it was."""
-    parts, at = [], 0
-    for start, end in spans:
-        parts += [text[at:start], _BLANK * (end - start)]
-        at = end
-    return "".join((*parts, text[at:])) if parts else text
-
-
-def _blank(match: re.Match[str]) -> str:
-    return _BLANK * len(match[0])
-
-
 def _exposed(kind: type[Event]) -> Callable[[Event], tuple[Any, ...]]:
     """Return what takes all fields that may hold text of any form; at least two."""
     fields = msgspec.structs.fields(kind)
@@ -265,7 +241,6 @@ _encode = msgspec.json.Encoder().encode
 _KINDS: Final = (*events.EVENT_TYPES.values(), CustomEvent, UnknownEvent)
 _BOUNDS: Final = {kind: _bounds(kind) for kind in _KINDS}
 _EXPOSED: Final = {kind: _exposed(kind) for kind in _KINDS}
-_BLANK: Final = "\0"
 _HEX = re.compile(r"[0-9a-fA-F]*")
 _LETTERS: Final = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 _CODEC: Final = ("utf-8", "surrogatepass")
