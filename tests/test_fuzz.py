@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from agent.core import decode, lines
-from tests.fuzz import decoder, splitter
+from agent.core import decode, lines, redact
+from tests.fuzz import decoder, redactor, splitter
 
 EXAMPLES = int(os.environ.get("FEEDBACK_AGENT_FUZZ_EXAMPLES", "300"))
 pytestmark = pytest.mark.timeout(120 + EXAMPLES // 20)
@@ -78,6 +78,29 @@ def test_the_decoder_keeps_its_promises_on_any_value(
     decoder.check(b"\x80" + beginning + encoded[1:])
 
 
+@MANY
+@given(st.integers(0, 255), st.binary(max_size=120))
+@example(0, bytes(range(len(redactor.TOKENS))))
+def test_the_redactor_keeps_its_promises_on_any_text(kind: int, data: bytes) -> None:
+    redactor.check(bytes([kind]) + data)
+
+
+@MANY
+@given(
+    st.integers(0, 255),
+    st.lists(
+        st.lists(st.integers(0, len(redactor.TOKENS) - 1), max_size=8).map(bytes)
+        | st.text(max_size=8).map(lambda text: bytes([redactor.RAW]) + text.encode()),
+        max_size=5,
+    ),
+)
+@example(250, [bytes([redactor.TOKENS.index("::1"), redactor.TOKENS.index(" ")])])
+def test_the_redactor_keeps_its_promises_on_what_is_almost_personal(
+    kind: int, texts: list[bytes]
+) -> None:
+    redactor.check(bytes([kind]) + bytes([redactor.END]).join(texts))
+
+
 def test_the_splitters_oracle_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = lines.Cursor._grow
 
@@ -94,3 +117,21 @@ def test_the_decoders_oracle_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "may_hold_controls", lambda _: False)
     with pytest.raises(AssertionError):
         decoder.check(b"\x80" + decoder.BEGINNINGS[0] + rb'"comment":"\u0001"}')
+
+
+@pytest.mark.parametrize(
+    ("room", "broken"),
+    [
+        ("_within", lambda self, value, bound, decoded: value),
+        ("_dict", lambda self, value: {self.text(key): value[key] for key in value}),
+        ("_at_rest", lambda self, text, fold: text.replace("::1", "[::1]")),
+    ],
+)
+def test_the_redactors_oracle_can_fail(
+    monkeypatch: pytest.MonkeyPatch, room: str, broken: object
+) -> None:
+    monkeypatch.setattr(redact.Redactor, room, broken)
+    one, other, space = (redactor.TOKENS.index(token) for token in ("::1", "fe80::1", " "))
+    data = bytes([250, one, space, redactor.END, one, redactor.END, other])
+    with pytest.raises(AssertionError):
+        redactor.check(data)

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz splitter`` or ``decoder``: Atheris on one target; see ``scripts/fuzz``.
+"""``python -m tests.fuzz <name of a target>``: Atheris on it; see ``scripts/fuzz``.
 
 What follows the name goes to libFuzzer: ``-runs=1000000``, or files to try once more.
 """
