@@ -214,6 +214,8 @@ class Chunker:
             for kind, count in self._redactor.counts.items():
                 metrics.redactions.labels(kind).inc(count)
             self._redactor.counts.clear()
+            metrics.events_cut.inc(self._redactor.events_cut)
+            self._redactor.events_cut = 0
         chunk.rejected = tally.total()
         for reason, lines in tally.items():
             metrics.lines_rejected.labels(reason).inc(lines)

@@ -98,6 +98,10 @@ class Metrics:
         self.control_characters_removed = self._counter(
             "control_characters_removed", "Control characters removed from strings."
         )
+        self.events_cut = self._counter(
+            "events_cut",
+            "Events of which markers made a text longer than its field may be; its end is gone.",
+        )
         self.redactions = self._counter(
             "redactions",
             "Pieces of personal data replaced in lines, by kind; rules of redact.custom by name.",

@@ -68,11 +68,13 @@ class Redaction(Struct, frozen=True, kw_only=True):
 class Redactor:
     """Redact texts and events. One thread only.
 
-    ``counts`` says how often each kind was replaced, since whoever reads it last emptied it.
+    ``counts`` says how often each kind was replaced, and ``events_cut`` how many events lost the
+    end of a text to markers, since whoever reads it last emptied it.
     """
 
     def __init__(self, redaction: Redaction) -> None:
         self.counts: Counter[str] = Counter()
+        self.events_cut = 0
         self.header = ("redaction", redaction.version.encode())
         self._rules = (*(RULES[kind] for kind in KINDS if kind in redaction.kinds),
                        *redaction.custom)  # fmt: skip
@@ -130,6 +132,7 @@ class Redactor:
                 setattr(event, name, found)
         if decoded.extras:
             decoded.extras = self._value(decoded.extras)
+        self.events_cut += decoded.cut
 
     def _within(self, value: Any, bound: int, decoded: Decoded) -> Any:
         """Cut what markers made longer than its field may be, before a marker rather than in it."""
