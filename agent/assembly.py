@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agent import __version__, redaction, schemas, wire
+from agent import __version__, schemas, wire
 from agent.audit import Audit
 from agent.builders import Builders, Stream, Topic, repartition
 from agent.chunk import Chunker, ChunkPolicy
@@ -24,14 +24,16 @@ from agent.core.delivery import Delivery
 from agent.core.identity import Birth, Checkpoint
 from agent.core.quota import ClientLimits
 from agent.core.record import RecordPolicy
-from agent.core.redact import Redactor
+from agent.core.redact import Redaction
 from agent.core.seam import TAIL_SHARE
 from agent.credentials import Credentials
 from agent.deletion import Deletion, Remove
 from agent.kafka import KafkaSink
 from agent.opener import Descriptor, Refused, open_beneath
 from agent.queue import Limits
+from agent.redaction import shown
 from agent.registry import Registry
+from agent.reloaded import Reloaded
 from agent.removal import remove_directory, remove_file
 from agent.scanner import Scanner
 from agent.sink import Outlet
@@ -56,15 +58,21 @@ def descriptors_within(configured: int, limit: int) -> int:
 class Parts:
     """What several rooms share. ``pace`` hears of acknowledgements and steers the builders."""
 
-    def __init__(self, config: Config, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: Config,
+        redaction: Reloaded[Redaction | None],
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
         self.config = config
         self.clock = clock
         self.metrics = metrics
         self.codec = wire.codec(config.kafka.compression, config.kafka.compression_level)
         self.pace = Pace(config.batch)
         self.credentials = Credentials(config.kafka.tls, config.kafka.sasl, clock)
-        self.redaction = redaction.load(config.redact)
-        self.shown = redaction.shown(self.redaction)
+        self.redaction = redaction
+        self.shown = shown(lambda: redaction.value)
         self.schemas = schemas.load(config.schema)
         self.audit = Audit(
             config.audit_path if config.audit.enabled else None,
@@ -182,7 +190,7 @@ class Parts:
     def chunker(
         self, events: Callable[[], Topic | None], dead_letters: Callable[[], Topic | None]
     ) -> Chunker:
-        config, redaction = self.config, self.redaction
+        config = self.config
         policy = ChunkPolicy(
             node=config.node,
             schema=config.schema,
@@ -191,20 +199,20 @@ class Parts:
                 hostname=config.node,
                 key=config.kafka.key,
                 dead_letter_bytes_max=config.dlq.line_bytes_max,
-                hash_key=(redaction and redaction.hash_key) or b"",
             ),
             line_bytes_max=config.source.line_bytes_max,
             event_time=config.kafka.timestamp == "event",
         )
-        return Chunker(
+        chunker = Chunker(
             policy,
             self._stream(events),
             self._stream(dead_letters),
-            redactor=None if redaction is None else Redactor(redaction),
             schemas=self.schemas,
             clock=self.clock,
             metrics=self.metrics,
         )
+        chunker.redact(self.redaction.value)
+        return chunker
 
     def _stream(self, topic: Callable[[], Topic | None]) -> Stream:
         builders = partial(

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from agent import wire
 from agent.builders import UNPARTITIONED, Builders, Stream
 from agent.clock import Clock
@@ -24,7 +26,7 @@ from agent.core.ledger import Chunk, Row
 from agent.core.lines import NUL, Piece
 from agent.core.policy import SchemaPolicy
 from agent.core.record import Origin, Recorder, RecordPolicy
-from agent.core.redact import Redactor
+from agent.core.redact import Redaction, Redactor
 from agent.core.schemas import Schemas
 from agent.rejects import OVERSIZE, Bad, Rejects, Source
 from agent.telemetry import Metrics
@@ -59,13 +61,12 @@ class Chunker:
         events: Stream,
         dead_letters: Stream,
         *,
-        redactor: Redactor | None = None,
         schemas: Schemas | None = None,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self._policy = policy
-        self._redactor = redactor
+        self._redactor: Redactor | None = None
         self.events = events
         self.dead_letters = dead_letters
         self.rejects = Rejects(
@@ -79,6 +80,14 @@ class Chunker:
         self._metrics = metrics
         self._decode = Decoder(policy.schema, schemas).decode
         self._recorders: dict[tuple[str, int, str], Recorder] = {}
+
+    def redact(self, redaction: Redaction | None) -> None:
+        """Redact by this from the next chunk on; None: nothing."""
+        self._redactor = None if redaction is None else Redactor(redaction)
+        hash_key = (redaction and redaction.hash_key) or b""
+        record = replace(self._policy.record, hash_key=hash_key)
+        self._policy = self._policy._replace(record=record)
+        self._recorders.clear()  # they have the old one
 
     def fill(self, source: Source, piece: Piece) -> Chunk:
         """Turn each line of ``piece`` into a record in an open batch; return what was read."""

@@ -107,7 +107,7 @@ def run(config_path: Path | None) -> int:
     """Ship until SIGTERM or SIGINT, then drain for at most agent.drain_s seconds.
 
     A second signal stops at once. What was not acknowledged by then is read again at the next
-    start.
+    start. SIGHUP: look at secrets and rules of redaction now, and not within 10 seconds.
 
     \b
     Examples:
@@ -117,11 +117,12 @@ def run(config_path: Path | None) -> int:
     loaded = _load(config_path)
     from agent import logs, redaction
 
-    shown = redaction.shown(redaction.load(loaded.redact))
+    rules = redaction.in_force(loaded.redact)
+    shown = redaction.shown(lambda: rules.value)
     logs.setup(loaded.log.level, loaded.log.format, shown=shown)
     from agent import pipeline
 
-    return pipeline.run(loaded)
+    return pipeline.run(loaded, rules)
 
 
 @main.command()
@@ -131,8 +132,9 @@ def run(config_path: Path | None) -> int:
 def check(config_path: Path | None, as_json: bool, schema: bool) -> None:
     """Validate the configuration and print all of it, defaults filled in, secrets masked.
 
-    A mistake is one line on stderr and exit code 78: where it stands, what was found, what is
-    allowed. The files of schema.dir are checked too. Nothing is connected to.
+    The files that it names are read: rules, schemas, keys, certificates and secrets. A mistake is
+    one line on stderr and exit code 78: where it stands, what was found, what is allowed. Nothing
+    is connected to.
 
     \b
     Examples:
@@ -146,6 +148,7 @@ def check(config_path: Path | None, as_json: bool, schema: bool) -> None:
     from agent import schemas
 
     schemas.load(loaded.schema)
+    _read_files(loaded)
     click.echo(_json(config.masked(loaded)) if as_json else config.as_yaml(loaded).rstrip("\n"))
 
 
@@ -231,6 +234,18 @@ def audit_show(
 
 def _audit_path(config_path: Path | None) -> Path:
     return _load(config_path).audit_path
+
+
+def _read_files(loaded: config.Config) -> None:
+    """Read what the agent would. Raises ``ConfigError``."""
+    from agent import redaction
+
+    redaction.load(loaded.redact)
+    kafka = loaded.kafka
+    if kafka.tls.enabled or kafka.sasl.mechanism != "none":
+        from agent import clock, credentials
+
+        credentials.Credentials(kafka.tls, kafka.sasl, clock.SystemClock()).read()
 
 
 def _json(value: object) -> str:

@@ -32,12 +32,16 @@ class Clients:
     def read(self, client: str, lines: int) -> None:
         self._metrics.client_lines_read.labels(self.label(client)).inc(lines)
 
+    def _renamed(self, client: str) -> bool:
+        """Return whether other rules of redaction show it as something else by now."""
+        return self._shown(client)[:NAME_CHARACTERS_MAX] != self._named[client]
+
     def scanned(self, files: Iterable[tuple[Seen, Checkpoint]]) -> int:
         """Export how far each client is behind. Return the bytes of all."""
         behind: defaultdict[str, int] = defaultdict(int)
         for seen, row in files:
             behind[row.client] += max(0, seen.size - row.watermark)
-        for client in [c for c in self._named if c not in behind]:
+        for client in [c for c in self._named if c not in behind or self._renamed(c)]:
             label = self._named.pop(client)
             for series in self._metrics.of_clients:
                 series.remove(label)

@@ -1,11 +1,10 @@
 """Who the agent is to brokers and which brokers it trusts, as the files say it by now.
 
-A secret that changes counts for the next connection. What is connected stays: the broker has
-accepted it, and to end it would only send a few lines twice. A broker that ends it (a session that
-has expired) is met again by the same producer, which loses nothing and sends nothing twice.
+A secret that changes counts for the next connection. ``agent.reloading`` sees it change, and then
+``agent.sink`` replaces what is connected, once nothing is under way. Where a broker ends a session
+before that, the same producer connects again, which loses nothing and sends nothing twice.
 """
 
-import logging
 import ssl
 import stat
 from pathlib import Path
@@ -15,11 +14,19 @@ from aiokafka.abc import AbstractTokenProvider
 from agent.answers import HandshakeFailed
 from agent.clock import Clock
 from agent.config.sections import Sasl, Tls
-from agent.oauth import Endpoint, EndpointTokens, FileTokens, Tokens, secret_of
-from agent.secret_files import SecretFile, SecretMissing, problem, say_exposed
-from agent.telemetry import event
-
-log = logging.getLogger(__name__)
+from agent.errors import ConfigError
+from agent.oauth import (
+    Endpoint,
+    EndpointTokens,
+    FileTokens,
+    Tokens,
+    no_certificates,
+    read_secret,
+    secret_of,
+)
+from agent.regular import problem
+from agent.reloaded import Files, Reloaded
+from agent.secret_files import SecretFile, say_exposed
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -30,6 +37,7 @@ class Credentials:
     """``connections.Security`` from the configuration; one for all producers."""
 
     def __init__(self, tls: Tls, sasl: Sasl, clock: Clock) -> None:
+        self._tls = tls
         self._trust = Trust(tls) if tls.enabled else None
         self._sasl = sasl
         self._password = None if sasl.password_file is None else SecretFile(sasl.password_file)
@@ -51,6 +59,37 @@ class Credentials:
             given["sasl_plain_username"] = self._sasl.username
             given["sasl_plain_password"] = secret_of(self._password)
         return given
+
+    def secrets(self) -> Reloaded[None]:
+        """Return what connections are made with, to be reloaded; tokens apart.
+
+        It may be missing at first: then there is no connection, which says why.
+        """
+        tls = self._tls
+        of_tls = (tls.ca_file, tls.cert_file, tls.key_file, tls.key_password_file)
+        files = Files(*of_tls, self._sasl.password_file)
+        return Reloaded("secrets", files, self._read_secrets, value=None)
+
+    def tokens(self) -> Reloaded[None]:
+        """Return the same of tokens: they change all the time, and brokers end sessions by them."""
+        sasl = self._sasl
+        files = Files(sasl.token_file, sasl.client_secret_file, sasl.token_ca_file)
+        return Reloaded("tokens", files, self._read_tokens, value=None)
+
+    def read(self) -> None:
+        """Read every file that a connection takes. Raises ``ConfigError``."""
+        self._read_secrets()
+        self._read_tokens()
+
+    def _read_secrets(self) -> None:
+        if self._trust is not None:
+            self._trust.read()
+        if self._password is not None:
+            read_secret(self._password, "kafka.sasl.password_file")
+
+    def _read_tokens(self) -> None:
+        if self._tokens is not None:
+            self._tokens.read()
 
     def refused(self) -> None:
         if self._tokens is not None:
@@ -93,59 +132,66 @@ class Trust:
             None if tls.key_password_file is None else SecretFile(tls.key_password_file)
         )
         self._built: tuple[Stamp, ssl.SSLContext] | None = None
-        self._said: str | None = None
         self._exposed = False
 
     def context(self) -> ssl.SSLContext:
         """Return it as the files have it, else the last good one. Raises ``HandshakeFailed``."""
         try:
-            stamp = self._stamp()
-            if self._built is None or self._built[0] != stamp:
-                changed = self._built is not None
-                self._built = stamp, self._build()
-                if changed:
-                    event(log, logging.INFO, "secret.changed", file=self._tls.cert_file or "CA")
-            self._said = None
-        except (OSError, ValueError, SecretMissing) as error:
-            wrong = str(error)
+            return self.read()
+        except ConfigError as error:
             if self._built is None:
-                raise HandshakeFailed("tls", wrong) from None
-            if wrong != self._said:
-                event(log, logging.WARNING, "secret.unusable", file="TLS", detail=wrong)
-            self._said = wrong
+                raise HandshakeFailed("tls", error.detail) from None
+            return self._built[1]
+
+    def read(self) -> ssl.SSLContext:
+        """Return it as the files have it. Raises ``ConfigError``."""
+        stamp = self._stamp()
+        if self._built is None or self._built[0] != stamp:
+            self._built = stamp, self._build()
         return self._built[1]
 
     def _build(self) -> ssl.SSLContext:
         tls = self._tls
         try:
             context = ssl.create_default_context(cafile=tls.ca_file)
-        except ssl.SSLError as error:
-            raise ValueError(f"{tls.ca_file}: no certificates ({error.reason})") from None
+        except OSError as error:  # ssl.SSLError too
+            raise ConfigError(
+                "kafka.tls.ca_file", f"{tls.ca_file}: {no_certificates(error)}"
+            ) from None
         context.minimum_version = VERSIONS[tls.min_version]
         if tls.cert_file is not None:
             # Without a password OpenSSL would ask for it at the terminal.
-            password = "" if self._password is None else self._password.text()
+            password = (
+                ""
+                if self._password is None
+                else read_secret(self._password, "kafka.tls.key_password_file")
+            )
             try:
                 context.load_cert_chain(tls.cert_file, tls.key_file, password)
-            except ssl.SSLError as error:
+            except OSError as error:
+                wrong = (
+                    f"do not go together ({error.reason})"
+                    if isinstance(error, ssl.SSLError)
+                    else problem(error)
+                )
                 pair = f"{tls.cert_file}, {tls.key_file or 'its key'}"
-                raise ValueError(f"{pair}: do not go together ({error.reason})") from None
+                raise ConfigError("kafka.tls.cert_file", f"{pair}: {wrong}") from None
         return context
 
     def _stamp(self) -> Stamp:
-        """Return what tells one state of the files from another."""
-        tls = self._tls
-        paths = (tls.ca_file, tls.cert_file, tls.key_file, tls.key_password_file)
-        key_file = tls.key_file or tls.cert_file
-        return tuple(self._one(p, secret=p == key_file) for p in paths if p is not None)
+        """Return what tells one state of the files from another. Raises ``ConfigError``."""
+        keys = ("ca_file", "cert_file", "key_file", "key_password_file")
+        paths = ((f"kafka.tls.{key}", getattr(self._tls, key)) for key in keys)
+        return tuple(self._one(key, path) for key, path in paths if path is not None)
 
-    def _one(self, path: Path, *, secret: bool) -> tuple[int, int, int]:
+    def _one(self, key: str, path: Path) -> tuple[int, int, int]:
         try:
             found = path.stat()
         except OSError as error:
-            raise ValueError(f"{path}: {problem(error)}") from None
+            raise ConfigError(key, f"{path}: {problem(error)}") from None
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{path}: not a regular file")
+            raise ConfigError(key, f"{path}: not a regular file")
+        secret = path == (self._tls.key_file or self._tls.cert_file)
         if secret and not self._exposed and found.st_mode & stat.S_IROTH:
             self._exposed = True
             say_exposed(path, found.st_mode)

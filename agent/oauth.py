@@ -20,6 +20,8 @@ import msgspec
 
 from agent.answers import HandshakeFailed
 from agent.clock import Clock
+from agent.errors import ConfigError
+from agent.regular import problem
 from agent.secret_files import SecretFile, SecretMissing
 from agent.telemetry import event
 
@@ -40,6 +42,9 @@ class Tokens(Protocol):
     async def token(self) -> str:
         """Return one that is good now. Raises ``HandshakeFailed``; bounded in time."""
 
+    def read(self) -> None:
+        """Read the files that it takes. Raises ``ConfigError``."""
+
     def refused(self) -> None:
         """Note that a broker did not take it."""
 
@@ -56,6 +61,11 @@ class FileTokens:
         if not TOKEN.fullmatch(token):
             raise HandshakeFailed("authentication", f"{self._path}: not a bearer token")
         return token
+
+    def read(self) -> None:
+        key = "kafka.sasl.token_file"
+        if not TOKEN.fullmatch(read_secret(self._file, key)):
+            raise ConfigError(key, f"{self._path}: not a bearer token")
 
     def refused(self) -> None:
         pass
@@ -93,6 +103,15 @@ class EndpointTokens:
                     raise
                 event(log, logging.WARNING, "token.not_refreshed", detail=str(failed))
                 return self._token
+
+    def read(self) -> None:
+        read_secret(self._endpoint.client_secret, "kafka.sasl.client_secret_file")
+        try:
+            ssl.create_default_context(cafile=self._endpoint.ca_file)
+        except OSError as error:  # ssl.SSLError too
+            raise ConfigError(
+                "kafka.sasl.token_ca_file", f"{self._endpoint.ca_file}: {no_certificates(error)}"
+            ) from None
 
     def refused(self) -> None:
         self._token = None
@@ -191,3 +210,18 @@ def secret_of(file: SecretFile) -> str:
         return file.text()
     except SecretMissing as missing:
         raise HandshakeFailed("authentication", str(missing)) from None
+
+
+def read_secret(file: SecretFile, key: str) -> str:
+    """Return what ``file``, the value of ``key``, holds now. Raises ``ConfigError``."""
+    try:
+        return file.read()
+    except SecretMissing as missing:
+        raise ConfigError(key, str(missing)) from None
+
+
+def no_certificates(error: OSError) -> str:
+    """Say why a file of CAs is none."""
+    if isinstance(error, ssl.SSLError):
+        return f"no certificates ({error.reason})"
+    return problem(error)

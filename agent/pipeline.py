@@ -25,11 +25,14 @@ from agent.clock import Clock, SystemClock, wait_event
 from agent.config import Config
 from agent.core.batch import Batch
 from agent.core.quota import InFlight
+from agent.core.redact import Redaction
 from agent.core.seam import Mode
 from agent.intake import Intake, Worker
+from agent.reloaded import Reloaded
+from agent.reloading import Reloading, Watched
 from agent.report import Report
 from agent.rounds import Rounds
-from agent.signals import stopping
+from agent.signals import hanging_up, stopping
 from agent.spool import Spool
 from agent.spooler import Spooler
 from agent.store import Store
@@ -46,7 +49,7 @@ SWITCH_S = 0.0005
 T = TypeVar("T")
 
 
-def run(config: Config) -> int:
+def run(config: Config, redaction: Reloaded[Redaction | None]) -> int:
     """Run until SIGTERM or SIGINT. Return the exit code. Raises ``AgentError``."""
     sys.setswitchinterval(SWITCH_S)
     with (
@@ -56,7 +59,8 @@ def run(config: Config) -> int:
         ThreadPoolExecutor(1, "store") as writer,
         ThreadPoolExecutor(1, "scan") as scans,
     ):
-        return asyncio.run(_Pipeline(config, store, spool, _Threads(worker, writer, scans)).run())
+        threads = _Threads(worker, writer, scans)
+        return asyncio.run(_Pipeline(config, redaction, store, spool, threads).run())
 
 
 class _Threads(NamedTuple):
@@ -73,6 +77,7 @@ class _Pipeline:
     def __init__(
         self,
         config: Config,
+        redaction: Reloaded[Redaction | None],
         store: Store,
         spool: Spool,
         threads: _Threads,
@@ -82,7 +87,7 @@ class _Pipeline:
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
         self._in_flight = InFlight(config.in_flight)
-        self._parts = Parts(config, self._clock, self._metrics)
+        self._parts = Parts(config, redaction, self._clock, self._metrics)
         self._note = self._parts.audit.note
         # Before the rooms are made: they note what they find.
         self._note("agent.started", version=__version__, node=config.node,
@@ -120,6 +125,10 @@ class _Pipeline:
             interval_s=config.source.scan_s,
             clock=self._clock,
         )
+        self._watched = self._watch()
+        self._reloading = Reloading(
+            self._watched, threads.scans, note=self._note, metrics=self._metrics
+        )
         counts = [self._in_flight, *(way.in_flight for way in self._ways)]
         self._metrics.in_flight_events.set_function(lambda: sum(c.events for c in counts))
         self._metrics.in_flight_bytes.set_function(lambda: sum(c.bytes for c in counts))
@@ -149,7 +158,7 @@ class _Pipeline:
 
         await admin.start()
         try:
-            with stopping(self._begin_stop, abandon):
+            with stopping(self._begin_stop, abandon), hanging_up(self._reloading.ask):
                 event(log, logging.INFO, "agent.started", version=__version__, pid=os.getpid(),
                       node=self._config.node, http_port=admin.port)  # fmt: skip
                 async with asyncio.TaskGroup() as tasks:
@@ -170,7 +179,8 @@ class _Pipeline:
     def _keeping(self) -> list[Coroutine[None, None, None]]:
         """What goes on while a stop drains."""
         outlets = [way.outlet.run() for way in self._ways]
-        return [*outlets, *(way.run() for way in self._ways), self._checkpointer.run()]
+        aside = self._checkpointer.run(), self._reloading.run()
+        return [*outlets, *(way.run() for way in self._ways), *aside]
 
     async def _read(self) -> None:
         """Read until the first signal."""
@@ -235,6 +245,26 @@ class _Pipeline:
 
     # ---- what happens between the rooms
 
+    def _watch(self) -> list[Watched]:
+        """Return what is reloaded, and what then becomes of it."""
+        parts, chunker = self._parts, self._worker.chunker
+
+        async def redact() -> None:
+            await self._in_worker(lambda: chunker.redact(parts.redaction.value))
+
+        async def renew() -> None:
+            for way in self._ways:
+                way.outlet.renew()
+
+        async def wait() -> None:
+            """The next session begins with it."""
+
+        return [
+            Watched(parts.redaction, redact),
+            Watched(parts.credentials.secrets(), renew),
+            Watched(parts.credentials.tokens(), wait),
+        ]
+
     def _settled(self, outlet: str, batch: Batch, kafka_offset: int, latency_s: float) -> None:
         self._acked += 1
         metrics = self._metrics
@@ -296,6 +326,7 @@ class _Pipeline:
             self._rounds,
             self._in_flight,
             sources,
+            reloaded=[watched.reloaded for watched in self._watched],
             shown=self._parts.shown,
         )
         return Admin(

@@ -18,6 +18,8 @@ from agent.core.redact import Redaction, RedactionFailed, Redactor
 from agent.core.redaction_rules import KINDS, VERSION, Find, Kind, Rule
 from agent.core.spans import Span
 from agent.errors import ConfigError
+from agent.regular import problem, read
+from agent.reloaded import Files, Reloaded
 
 KEY_BYTES_MIN: Final = 16
 KEY_BYTES_MAX: Final = 64
@@ -67,17 +69,40 @@ def load(wanted: Wanted) -> Redaction | None:
     return Redaction(version=version, kinds=kinds, custom=custom, hash_key=hash_key)
 
 
-def shown(redaction: Redaction | None) -> Callable[[str], str]:
-    """Return what says how much of the name of a client or file may be shown. From any thread."""
-    return str if redaction is None else Redactor(redaction).shown
+def in_force(wanted: Wanted) -> Reloaded[Redaction | None]:
+    """Return what ``load`` does, to be reloaded. Raises ``ConfigError``."""
+    files = Files(wanted.custom, wanted.hash_key_file) if wanted.enabled else Files()
+    return Reloaded(
+        "redaction",
+        files,
+        lambda: load(wanted),
+        value=load(wanted),
+        version=lambda redaction: None if redaction is None else redaction.version,
+    )
+
+
+def shown(now: Callable[[], Redaction | None]) -> Callable[[str], str]:
+    """Return what says how much of the name of a client or file may be shown.
+
+    From any thread; ``now`` returns the redaction in force.
+    """
+    made: tuple[Redaction | None, Callable[[str], str]] = (None, str)
+
+    def say(name: str) -> str:
+        nonlocal made
+        redaction, by = now(), made
+        if by[0] is not redaction:
+            by = made = redaction, (str if redaction is None else Redactor(redaction).shown)
+        return by[1](name)
+
+    return say
 
 
 def _read(path: Path, key: str) -> bytes:
     try:
-        with path.open("rb") as opened:
-            return opened.read(FILE_BYTES_MAX)
-    except OSError as error:
-        raise ConfigError(key, f"cannot be read: {error.strerror}") from None
+        return read(path, FILE_BYTES_MAX).content
+    except (OSError, ValueError) as error:
+        raise ConfigError(key, f"cannot be read: {problem(error)}") from None
 
 
 def _rules(written: bytes) -> Iterator[Rule]:

@@ -1,12 +1,14 @@
 """What the outside may ask of a running agent: ready or why not, and how far everything is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from agent import __version__
 from agent.admin import Health
 from agent.core.quota import InFlight
 from agent.core.seam import Mode
 from agent.harvester import Followed
+from agent.reloaded import Reloaded
 from agent.rounds import Rounds
 from agent.sources import Sources
 from agent.spooler import Spooler
@@ -23,6 +25,7 @@ class Report:
         in_flight: InFlight,
         sources: Sources,
         *,
+        reloaded: Sequence[Reloaded[Any]],
         shown: Callable[[str], str] = str,
     ) -> None:
         self._shown = shown
@@ -31,6 +34,7 @@ class Report:
         self._rounds = rounds
         self._in_flight = in_flight
         self._sources = sources
+        self._reloaded = reloaded
 
     def health(self) -> Health:
         """The loop turns: it has just answered."""
@@ -60,6 +64,7 @@ class Report:
             "node": self._node,
             "root": {"path": str(rounds.root), "problem": rounds.root_problem},
             "watcher": rounds.watcher_problem,
+            "reloaded": {one.what: one.status() for one in self._reloaded},
             "in_flight": {"events": self._in_flight.events, "bytes": self._in_flight.bytes},
             "sinks": {w.outlet.name: {**w.outlet.status(), **w.status()} for w in self._ways},
             "files": [self._file(followed) for followed in self._sources.opened],

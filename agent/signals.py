@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first one asks, the second one insists."""
+"""SIGTERM and SIGINT: the first one asks, the second one insists. SIGHUP: read files anew."""
 
 import asyncio
 import signal
@@ -27,3 +27,14 @@ def stopping(first: Callable[[], None], second: Callable[[], None]) -> Iterator[
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def hanging_up(do: Callable[[], None]) -> Iterator[None]:
+    """Call ``do`` at each SIGHUP, on the running loop."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, do)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)

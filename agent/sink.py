@@ -1,6 +1,6 @@
 """The sink port, and the outlet that carries out what ``core.delivery`` decides.
 
-An outlet has one topic and at most one living producer. Events and dead letters have an outlet
+An outlet has one topic and at most one producer that sends. Events and dead letters have an outlet
 each, so that neither can stop the other (invariant 6).
 """
 
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 """Between two looks at whether Kafka still answers, when nothing else is due."""
+RENEW_AGAIN_S = 60.0
+"""Between two tries to replace a producer by one that brokers let in; the old one goes on."""
 
 
 class Topic(Protocol):
@@ -109,8 +111,10 @@ class Outlet:
         self._clock = clock
         self._metrics = metrics
         self._sink: Sink | None = None
+        self._next: Sink | None = None  # is to take its place
+        self._renewal: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._dropping: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()  # each alone still knows its producer
         self._broken: BaseException | None = None
         self._wake = asyncio.Event()
         self._said: str | None = "not connected yet"
@@ -133,20 +137,31 @@ class Outlet:
             wait_s = LOOK_S if due_s is None else max(0.0, due_s - self._clock.monotonic())
             await wait_event(self._wake, min(wait_s, LOOK_S))
 
+    def renew(self) -> None:
+        """Replace a living producer: what it was connected with, its secrets, has changed.
+
+        Nothing is lost, and nothing goes twice. The new one is connected first, so one that brokers
+        do not let in replaces nothing.
+        """
+        if self._renewal is not None:
+            self._renewal.cancel()  # it may have been connected with what was before
+        self._renewal = asyncio.create_task(self._renew())
+        self._keep(self._renewal)
+
     async def close(self) -> None:
         """Let go of the producer and of what is on its way."""
-        for task in self._tasks:
-            if task is not self._dropping:  # only that one still knows its producer
-                task.cancel()
+        for task in self._tasks - self._closing:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._sink is not None:
-            await self._sink.close()
-            self._sink = None
+        for sink in (self._sink, self._next):
+            if sink is not None:
+                await sink.close()
+        self._sink = self._next = None
 
     @property
     def problem(self) -> str | None:
         """Return why nothing can be delivered just now, or None."""
-        if self.delivery.phase is not Phase.LIVE:
+        if self.delivery.phase is not Phase.LIVE and not self.delivery.renewing:
             return self.delivery.reason or "connecting"
         return self.delivery.outage
 
@@ -190,20 +205,42 @@ class Outlet:
         self._wake.set()
 
     def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+        self._keep(asyncio.ensure_future(work))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Nobody awaits these tasks: what broke in one must end ``run``, and so the process."""
         self._tasks.discard(task)
+        self._closing.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._broken = error
             self._wake.set()
 
+    async def _renew(self) -> None:
+        while self.delivery.phase in (Phase.LIVE, Phase.CONNECTING):
+            try:
+                sink = await self._connect()
+            except SinkUnavailable as unavailable:
+                event(log, logging.WARNING, "sink.not_renewed", sink=self.name,
+                      reason=unavailable.reason, detail=str(unavailable),
+                      effect="the old connections stay")  # fmt: skip
+            else:
+                if self.delivery.well and self._next is None:
+                    self._next = sink
+                    self._carry_out(self.delivery.renew())
+                    return
+                closing = asyncio.ensure_future(sink.close())
+                self._closing.add(closing)
+                self._keep(closing)
+            await self._clock.sleep(RENEW_AGAIN_S)
+
     async def _make_sink(self) -> None:
+        ready, self._next = self._next, None
         try:
-            sink = await self._connect()
+            sink = await self._connect() if ready is None else ready
         except SinkUnavailable as unavailable:
             self._say(unavailable.reason, str(unavailable))
             self._carry_out(self.delivery.connect_failed(unavailable.reason))
@@ -215,17 +252,21 @@ class Outlet:
         self.described.set()
         if not self._doubted:
             self._say(None)
+        if ready is not None:
+            event(log, logging.INFO, "sink.renewed", sink=self.name)
         self._carry_out(self.delivery.connected(sink.topic.partitions))
 
     async def _drop_sink(self) -> None:
         sink, self._sink = self._sink, None
         assert sink is not None
-        self._metrics.producer_retirements.labels(self.name).inc()
-        self._note("producer.retired", sink=self.name, reason=self.delivery.reason)
-        self._dropping = asyncio.current_task()
-        for task in self._tasks:  # all but this one are sends of this sink: their fate is unknown
-            if task is not self._dropping:
-                task.cancel()
+        if not self.delivery.renewing:
+            self._metrics.producer_retirements.labels(self.name).inc()
+            self._note("producer.retired", sink=self.name, reason=self.delivery.reason)
+        dropping = asyncio.current_task()
+        assert dropping is not None
+        self._closing.add(dropping)
+        for task in self._tasks - self._closing:  # sends of this sink: their fate is unknown
+            task.cancel()
         await sink.close()
         self._carry_out(self.delivery.closed())
 

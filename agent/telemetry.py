@@ -53,6 +53,8 @@ SEND_FAILURES = (
     "unreachable",
 )
 """Why a send failed and will be tried again: every reason that a sink may give."""
+RELOADED = ("redaction", "secrets", "tokens")
+"""What is read anew when its files change: every name of a ``reloaded.Reloaded``."""
 
 ACK_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
 CHECKPOINT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -214,6 +216,12 @@ class Metrics:
         self.checkpoint_commits = self._counter("checkpoint_commits", "Checkpoints written.")
         self.checkpoint_seconds = self._histogram(
             "checkpoint_seconds", "Time of one checkpoint commit.", CHECKPOINT_BUCKETS_S
+        )
+        self.reloads = self._counter(
+            "reloads",
+            "Changes of files that are read while the agent runs, by what came of them.",
+            what=RELOADED,
+            outcome=("adopted", "refused"),
         )
         self.audit_failures = self._counter(
             "audit_failures", "Writes of the audit log that failed; notes wait meanwhile."

@@ -41,7 +41,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
 
     def put(run: Callable[[config.Config], int]) -> None:
         room = ModuleType("agent.pipeline")
-        room.run = run  # type: ignore[attr-defined]
+        room.run = lambda loaded, _rules: run(loaded)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "agent.pipeline", room)
         monkeypatch.setattr(agent, "pipeline", room, raising=False)
         monkeypatch.setattr("agent.logs.setup", lambda *_, **__: None)
@@ -89,6 +89,44 @@ def test_check_reads_the_schemas_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (78, "") == (result.exit_code, result.stdout)
     said = "schema.dir: order.json#/items/type: breaks the rules of JSON Schema: anyOf"
     assert f"feedback-agent: error: {said}\n" == result.stderr
+
+
+TLS = "tls: {enabled: true, cert_file: FILE}"
+SASL = "sasl: {mechanism: SCRAM-SHA-512, username: u, password_file: FILE}"
+BEARER = "tls: {enabled: true}, sasl: {mechanism: OAUTHBEARER, token_file: FILE}"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "wrong"),
+    [
+        ("redact: {custom: FILE}", "redact.custom", "found no YAML"),
+        ("redact: {hash_key_file: FILE}", "redact.hash_key_file", "found 9 bytes"),
+        ("kafka: {tls: {enabled: true, ca_file: FILE}}", "kafka.tls.ca_file", "no certificates"),
+        (f"kafka: {{{TLS}}}", "kafka.tls.cert_file", "do not go together"),
+        (f"kafka: {{{SASL}}}", "kafka.sasl.password_file", "more than one line"),
+        (f"kafka: {{{BEARER}}}", "kafka.sasl.token_file", "more than one line"),
+    ],
+)
+def test_check_reads_what_the_agent_would_read(
+    tmp_path: Path, section: str, key: str, wrong: str
+) -> None:
+    """What is wrong is said with its key, and never what is there."""
+    pytest.importorskip("re2")
+    named, file = tmp_path / "named", tmp_path / "config.yaml"
+    named.write_text("{hunter\n2")
+    file.write_text(section.replace("FILE", str(named)))
+
+    result = call("check", "--config", str(file))
+
+    assert 78 == result.exit_code, result.output
+    assert "" == result.stdout
+    assert result.stderr.startswith(f"feedback-agent: error: {key}: ")
+    assert wrong in result.stderr
+    assert "hunter" not in result.stderr
+    named.unlink()
+    result = call("check", "--config", str(file))
+    assert (78, "") == (result.exit_code, result.stdout)
+    assert "no such file or directory" in result.stderr
 
 
 def test_check_prints_the_schema_without_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

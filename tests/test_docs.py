@@ -174,9 +174,9 @@ def test_every_log_event_key_and_reason_that_delivery_names_exists() -> None:
 
 def test_every_log_event_and_key_that_security_names_exists() -> None:
     text = (ROOT / "docs/security.md").read_text()
-    ours = re.compile(r"(secret|sink|token|kafka|dlq)\.[a-z_.]+")
+    ours = re.compile(r"(secret|reload|sink|token|kafka|dlq)\.[a-z_.]+")
     named = {word for word in quoted(text) if ours.fullmatch(word)}
-    assert {"secret.changed", "kafka.tls.cert_file"} <= named
+    assert {"secret.exposed", "sink.renewed", "kafka.tls.cert_file"} <= named
     assert named <= events_logged() | keys()
 
 

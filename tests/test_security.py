@@ -3,6 +3,7 @@
 What is wrong is said once, with one reason, and a corrected file is enough.
 """
 
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from agent.config.sections import Sasl, Tls
 from agent.credentials import Credentials
 from tests import real_kafka, secured_kafka
 from tests.conftest import RUN, SECURED
-from tests.running import Agent, append, assert_each_once, feedback, verdict
+from tests.running import Agent, append, assert_each_once, feedback
 from tests.secured_kafka import (
     DESCRIBE,
     HOST,
@@ -255,10 +256,85 @@ def test_a_password_that_is_rotated_while_lines_flow(secured: Secured, tmp_path:
         agent.until(lambda: agent.metric("lag_bytes") == 0 and not agent.behind_bytes(), "all")
         downs = [e["reason"] for e in agent.log_entries("sink.down") if e["sink"] == "events"]
         assert ["authentication"] == downs
-        assert agent.log_entries("secret.changed")
-    found = verdict(agent)
-    assert found.ok, found.examples
-    assert LINES + len(written) == found.lines
+    assert_each_once(agent, LINES + len(written))
+
+
+def ask(agent: Agent, *events: str, times: int = 2) -> None:
+    """Send SIGHUP and wait until the log has ``events``, once for each sink."""
+    agent.signal(signal.SIGHUP)
+    agent.until(lambda: len(agent.log_entries(*events)) == times, str(events))
+
+
+def assert_never_down(agent: Agent) -> None:
+    assert [] == agent.log_entries("sink.down")
+    assert 0 == agent.metric("producer_retirements_total")
+
+
+def test_a_password_that_is_rotated_in_both_places_costs_nothing(
+    secured: Secured, tmp_path: Path
+) -> None:
+    """The session would have no end: the agent itself connects anew, with nothing under way."""
+    user = f"rotated-{uuid4().hex}"
+    secured.set_password(user, PASSWORD)
+    way = sasl(tmp_path, "SCRAM-SHA-512", user=user)
+    with shipping(secured, tmp_path, "SASL", sasl=way) as agent:
+        agent.until_delivered(LINES)
+        with writing(agent.root / "app/b.jsonl") as written:
+            for number in range(3, 6):
+                secured.set_password(user, f"correct-horse-{number}")
+                secret(tmp_path / "password", f"correct-horse-{number}")
+                ask(agent, "sink.renewed", times=2 * (number - 2))
+            sent = len(written)
+            agent.until(lambda: len(written) > sent + LINES, "more lines")
+        agent.until(lambda: agent.metric("lag_bytes") == 0 and not agent.behind_bytes(), "all")
+        assert_never_down(agent)
+        assert 3 == agent.metric("reloads_total", what="secrets", outcome="adopted")
+    assert_each_once(agent, LINES + len(written))
+
+
+def test_a_password_that_is_wrong_by_now_leaves_what_is_connected_alone(
+    secured: Secured, tmp_path: Path
+) -> None:
+    """It is said before a connection has to be made with it."""
+    way = sasl(tmp_path, "SCRAM-SHA-512")
+    with shipping(secured, tmp_path, "SASL", sasl=way) as agent:
+        agent.until_delivered(LINES)
+        with writing(agent.root / "app/b.jsonl") as written:
+            secret(tmp_path / "password", "battery-staple")
+            ask(agent, "sink.not_renewed")
+            sent = len(written)
+            agent.until_delivered(LINES + sent)
+            secret(tmp_path / "password", PASSWORD)
+            ask(agent, "sink.renewed")
+        agent.until(lambda: agent.metric("lag_bytes") == 0 and not agent.behind_bytes(), "all")
+        said = agent.log_entries("sink.not_renewed")
+        assert {"authentication"} == {entry["reason"] for entry in said}
+        assert_never_down(agent)
+    assert_each_once(agent, LINES + len(written))
+
+
+def test_a_certificate_that_is_rotated_while_lines_flow(secured: Secured, tmp_path: Path) -> None:
+    """A bad one is said at once and not used; a good one is used at once."""
+    own = secured.cas.issue(tmp_path / "own.pem", "agent")
+    with shipping(secured, tmp_path, "MTLS", tls={"cert_file": str(own)}) as agent:
+        agent.until_delivered(LINES)
+        with writing(agent.root / "app/b.jsonl") as written:
+            for _ in range(2):
+                replace(own, b"-----BEGIN CERTIFICATE-----")
+                ask(agent, "reload.refused", times=1)
+            secured.cas.issue(own, "agent", ca="stranger")
+            ask(agent, "sink.not_renewed")
+            secured.cas.issue(own, "agent")
+            ask(agent, "sink.renewed")
+            sent = len(written)
+            agent.until_delivered(LINES + sent)
+        agent.until(lambda: agent.metric("lag_bytes") == 0 and not agent.behind_bytes(), "all")
+        (said,) = agent.log_entries("reload.refused")
+        assert ("secrets", "kafka.tls.cert_file") == (said["what"], said["key"])
+        assert "do not go together" in said["reason"]
+        assert {"version": None, "problem": None} == agent.status()["reloaded"]["secrets"]
+        assert_never_down(agent)
+    assert_each_once(agent, LINES + len(written))
 
 
 def test_tokens_that_expire_while_lines_flow(secured: Secured, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from agent.core.policy import RetryPolicy
 from agent.demo.broker import EmbeddedKafka
 from agent.errors import RecordRefused, SinkUnavailable
 from agent.kafka import KafkaSink
-from agent.sink import Outlet, Sink
+from agent.sink import RENEW_AGAIN_S, Outlet, Sink
 from agent.telemetry import SEND_FAILURES, Metrics
 from agent.wire import Headers, codec
 from tests import real_kafka
@@ -612,6 +612,78 @@ async def test_a_smaller_topic_gets_what_was_bound_beyond_its_end(node: Node) ->
     assert [b"moved"] == node.kafka.values(3)
     assert node.outlet.topic is not None
     assert 4 == node.outlet.topic.partitions
+
+
+async def test_a_renewal_loses_nothing_and_sends_nothing_twice(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The old producer goes on until all that it has is answered; it has not failed."""
+    node.admit(b"a")
+    await node.until_empty()
+    (old,) = node.kafka.living
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        node.kafka.hold()
+        node.admit(b"b")
+        node.outlet.renew()
+        await turns()
+        assert 2 == len(node.kafka.living)
+        node.admit(b"c")
+        await turns()
+        node.kafka.release()
+        await node.until_empty()
+    assert [b"a", b"b", b"c"] == node.kafka.values() == node.settled
+    assert old not in node.kafka.living
+    assert 1 == len(node.kafka.living)
+    assert 0 == node.count("producer_retirements_total")
+    assert ["sink.renewed"] == said(caplog)
+
+
+async def test_a_producer_stays_while_brokers_do_not_let_in_the_next_one(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.admit(b"a")
+    await node.until_empty()
+    living = set(node.kafka.living)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        node.kafka.down = "authentication"
+        node.outlet.renew()
+        node.admit(b"b")
+        await node.until_empty()
+        assert living == node.kafka.living
+        assert node.outlet.problem is None
+        node.kafka.down = None
+        await node.let_pass(RENEW_AGAIN_S)
+        await node.let_pass(0)
+    assert not living & node.kafka.living
+    assert ["sink.not_renewed", "sink.renewed"] == said(caplog)
+
+
+async def test_a_renewal_that_comes_twice_is_made_with_what_is_there_last(node: Node) -> None:
+    node.admit(b"a")
+    await node.until_empty()
+    for _ in range(3):
+        node.outlet.renew()
+    await turns()
+    node.outlet.renew()
+    await turns()
+    node.admit(b"b")
+    await node.until_empty()
+    assert 1 == len(node.kafka.living)
+    assert [b"a", b"b"] == node.kafka.values()
+
+
+async def test_a_renewal_in_an_outage_waits_for_the_next_producer(node: Node) -> None:
+    node.kafka.down = "unreachable"
+    node.admit(b"a")
+    await turns()
+    node.outlet.renew()
+    await turns()
+    assert not node.kafka.living
+    node.kafka.down = None
+    await node.until_empty()
+    assert 1 == len(node.kafka.living)
 
 
 async def test_close_lets_go_of_what_is_pending(node: Node) -> None:

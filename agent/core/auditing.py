@@ -36,6 +36,8 @@ EVENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "spool.mode": ("sink", "mode", "reason"),
         "spool.dropped": ("sink", "records"),
         "spool.lost": ("sink", "records"),
+        "reload.adopted": ("what", "version"),
+        "reload.refused": ("what", "key", "reason"),
         "dead_letters.counted": ("counts", "since"),
         "notes.lost": ("count", "events"),
         "chain.resumed": ("after", "torn"),

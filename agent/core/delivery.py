@@ -6,6 +6,7 @@ One machine a sink; ``agent.sink`` carries the actions out and reports what came
     CONNECTING  --connected: Send-->  LIVE           --connect_failed-->  DOWN, later
     LIVE        --failed or refused-->  RETIRING     --acked: Send-->  LIVE
     LIVE        --a batch unanswered for STALE_S: Close-->  CLOSING
+    LIVE        --renew, and nothing out: Close-->  CLOSING  --closed-->  DOWN, due at once
     RETIRING    --nothing out, or overdue: Close-->  CLOSING  --closed-->  DOWN
 
 Why a failure ends the whole producer: aiokafka gives a sequence number to a batch when it
@@ -123,6 +124,7 @@ class Delivery:
         self._next_s = clock() + start_s  # in DOWN and RETIRING: when it goes on
         self._absent_s = self._next_s + absent_s
         self.phase = Phase.DOWN
+        self.renewing = False  # a producer that has not failed is being replaced
         self.reason: str | None = None  # why nothing is delivered, as last seen
 
     def admit(self, batch: Batch) -> list[Action]:
@@ -137,7 +139,7 @@ class Delivery:
         assert self.phase is Phase.CONNECTING, self.phase
         self._lanes = fitted(self._lanes, partitions, self._repartition)
         self._partitions = partitions
-        self.phase = Phase.LIVE
+        self.phase, self.renewing = Phase.LIVE, False
         self._stale_s = STALE_S * (1.0 + self._jitter())
         return self._send()
 
@@ -170,10 +172,26 @@ class Delivery:
         self.breaker.succeeded()  # Kafka has answered; isolating must not wait for a cooldown
         return self._retire(reason)
 
+    def renew(self) -> list[Action]:
+        """Replace the producer once nothing is out, so that nothing goes twice.
+
+        Only while it is ``well``: whatever else is going on ends with another one anyway.
+        """
+        assert self.well, (self.phase, self.breaker.state)
+        self.renewing = True
+        return self._maybe_close()
+
+    @property
+    def well(self) -> bool:
+        return self.phase is Phase.LIVE and self.breaker.state is State.CLOSED
+
     def closed(self) -> list[Action]:
         """Note that the producer is gone: what was out is unknown and goes again."""
         assert self.phase is Phase.CLOSING, self.phase
         self._lanes.producer_gone()
+        if self.renewing:
+            self.phase, self._next_s = Phase.DOWN, self._clock()
+            return []
         if not self._refused:
             self._fall(self.reason or "closed")
             return []
@@ -251,7 +269,7 @@ class Delivery:
 
     def _listen(self) -> list[Action]:
         if self._oldest_s() >= self._stale_s:
-            self.reason = UNANSWERED
+            self.reason, self.renewing = UNANSWERED, False
             return self._close()
         self.breaker.unanswered(self.silence_s())
         if self.breaker.state is State.OPEN:
@@ -266,7 +284,7 @@ class Delivery:
         return actions
 
     def _may_send(self) -> bool:
-        if self.phase is not Phase.LIVE or self.breaker.state is State.OPEN:
+        if self.phase is not Phase.LIVE or self.renewing or self.breaker.state is State.OPEN:
             return False
         if self.breaker.state is State.HALF_OPEN and self._lanes.out:
             return False  # the probe
@@ -275,11 +293,12 @@ class Delivery:
     def _retire(self, reason: str) -> list[Action]:
         if self.phase is Phase.LIVE:
             self.phase, self._next_s = Phase.RETIRING, self._clock() + self._retire_s
-            self.reason = reason
+            self.reason, self.renewing = reason, False
         return self._maybe_close()
 
     def _maybe_close(self) -> list[Action]:
-        return self._close() if self.phase is Phase.RETIRING and not self._lanes.out else []
+        leaving = self.phase is Phase.RETIRING or (self.renewing and self.phase is Phase.LIVE)
+        return self._close() if leaving and not self._lanes.out else []
 
     def _close(self) -> list[Action]:
         self.phase = Phase.CLOSING
@@ -287,6 +306,7 @@ class Delivery:
 
     def _fall(self, reason: str) -> None:
         self._failures += 1
+        self.renewing = False
         self.breaker.failed()
         wait_s = max(backoff_s(self._retry, self._failures, self._jitter), self.breaker.wait_s())
         self.phase, self._next_s, self.reason = Phase.DOWN, self._clock() + wait_s, reason

@@ -335,9 +335,18 @@ class DeliveryProgram(RuleBasedStateMachine):
         self.vain.lives += 1
         self.carry_out(self.delivery.connect_failed("unreachable"))
 
+    @precondition(lambda self: self.delivery.well)
+    @rule()
+    def renew(self) -> None:
+        self.carry_out(self.delivery.renew())
+
     @precondition(lambda self: self.delivery.phase is Phase.CLOSING)
     @rule()
     def close(self) -> None:
+        if self.delivery.renewing:
+            assert not any(self.pending.values()), "what is out would go twice (invariant 5)"
+            self.carry_out(self.delivery.closed())
+            return
         for partition, outs in self.pending.items():
             self.late[partition].extend(outs)
         self.pending.clear()
@@ -639,6 +648,35 @@ def test_a_late_answer_after_closed_is_the_callers_matter() -> None:
     with pytest.raises(KeyError):
         delivery.acked(stuck)
     assert 2 == delivery.queued
+
+
+def test_a_renewal_sends_nothing_until_all_is_answered_and_is_no_failure() -> None:
+    """What is out when a producer ends goes again: so nothing is."""
+    clock = FakeClock()
+    delivery = live(clock)
+    first, second = batch_of(b"a"), batch_of(b"b")
+    assert [Send(first)] == delivery.admit(first)
+    assert [] == delivery.renew()
+    assert [] == delivery.admit(second)
+    assert [Close()] == delivery.acked(first)
+    assert [] == delivery.closed()
+    assert clock.now == delivery.due_s
+    assert [Connect()] == delivery.tick()
+    assert delivery.renewing
+    assert [Send(second)] == delivery.connected(4)
+    assert not delivery.renewing
+    assert delivery.outage is None
+
+
+def test_a_renewal_that_a_failure_overtakes_is_a_retirement() -> None:
+    delivery = live()
+    batch = batch_of(b"a")
+    delivery.admit(batch)
+    delivery.renew()
+    assert [Close()] == delivery.failed(batch, "timeout")
+    assert [] == delivery.closed()
+    assert (Phase.DOWN, "timeout", False) == (delivery.phase, delivery.reason, delivery.renewing)
+    assert [] == delivery.tick()
 
 
 def test_a_refused_record_alone_is_refused_and_the_next_try_is_at_once() -> None:
