@@ -344,19 +344,23 @@ def test_bad_rules_are_said_once_and_the_last_good_ones_stay(
 
 
 def test_a_new_hash_key_counts_for_the_next_lines(topics: Topics, tmp_path: Path) -> None:
+    """For markers, and for what stands for a line that is not UTF-8."""
     key = tmp_path / "key"
     replace(key, b"0123456789abcdef")
     with Agent(tmp_path, topics, redact={"hash_key_file": str(key)}) as agent:
         agent.start()
+        path = agent.root / "app/a.jsonl"
         for n, content in enumerate((b"", b"fedcba9876543210")):
-            append(agent.root / "app/a.jsonl", [feedback(n, comment="jo@example.com")])
-            agent.until_delivered(n + 1)
+            append(path, [feedback(n, comment="jo@example.com"), b"\xff"])
+            agent.until_delivered(n + 1, n + 1)
             replace(key, content)
             ask(agent, "adopted" if content else "refused", 1)
-        append(agent.root / "app/a.jsonl", [feedback(2, comment="jo@example.com")])
-        agent.until_delivered(3)
+        append(path, [feedback(2, comment="jo@example.com"), b"\xff"])
+        agent.until_delivered(3, 3)
         assert 0 == agent.stop()
     first, second, third = (comments(topics)[event_id(n)][0] for n in range(3))
+    assert first == second != third
+    first, second, third = (r.value for r in records(topics, topics.dead_letters))
     assert first == second != third
 
 

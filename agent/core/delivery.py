@@ -231,7 +231,7 @@ class Delivery:
     @property
     def outage(self) -> str | None:
         """Return why waiting for Kafka is vain by now, or None. Then events go to the spool."""
-        if self.phase is not Phase.LIVE:
+        if self.phase is not Phase.LIVE and not self.renewing:
             attempts = max(self._failures, self._lanes.attempts)
             absent = self._partitions is None and self._clock() >= self._absent_s
             if absent or attempts >= self._retry.attempts_max:

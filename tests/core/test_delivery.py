@@ -395,7 +395,8 @@ class DeliveryProgram(RuleBasedStateMachine):
     @invariant()
     def an_outage_is_lives_in_vain_a_kafka_never_seen_or_an_open_breaker(self) -> None:
         """The lives of all partitions, or of one; and only while there is no living producer."""
-        live, absent = self.delivery.phase is Phase.LIVE, not self.producer
+        live = self.delivery.phase is Phase.LIVE or self.delivery.renewing
+        absent = not self.producer
         absent &= self.clock.now >= self.absent_at_s
         expected = self.delivery.breaker.state is State.OPEN
         if not live and not expected:
