@@ -265,8 +265,8 @@ class Outlet:
         dropping = asyncio.current_task()
         assert dropping is not None
         self._closing.add(dropping)
-        for task in self._tasks - self._closing:  # sends of this sink: their fate is unknown
-            task.cancel()
+        for task in self._tasks - self._closing - {self._renewal}:
+            task.cancel()  # a send of this sink: its fate is unknown
         await sink.close()
         self._carry_out(self.delivery.closed())
 

@@ -660,18 +660,42 @@ async def test_a_producer_stays_while_brokers_do_not_let_in_the_next_one(
     assert ["sink.not_renewed", "sink.renewed"] == said(caplog)
 
 
-async def test_a_renewal_that_comes_twice_is_made_with_what_is_there_last(node: Node) -> None:
+async def test_a_renewal_that_another_overtakes_leaves_what_came_last(node: Node) -> None:
+    """The first one waits for an answer, and is connected with what was there before."""
     node.admit(b"a")
     await node.until_empty()
-    for _ in range(3):
-        node.outlet.renew()
-    await turns()
-    node.outlet.renew()
-    await turns()
+    node.kafka.hold()
     node.admit(b"b")
+    for message_bytes_max in (1000, 2000):
+        node.kafka.message_bytes_max = message_bytes_max
+        node.outlet.renew()
+        await turns()
+    node.kafka.release()
     await node.until_empty()
+    await node.let_pass(RENEW_AGAIN_S)
+    await node.let_pass(0)
+    assert node.outlet.topic is not None
+    assert 2000 == node.outlet.topic.message_bytes_max
     assert 1 == len(node.kafka.living)
-    assert [b"a", b"b"] == node.kafka.values()
+    assert [b"a", b"b"] == node.kafka.values() == node.settled
+
+
+async def test_a_renewal_that_failed_is_not_tried_again_once_another_came(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.admit(b"a")
+    await node.until_empty()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        node.kafka.down = "authentication"
+        node.outlet.renew()
+        await turns()
+        node.kafka.down = None
+        node.outlet.renew()
+        await turns()
+        await node.let_pass(RENEW_AGAIN_S)
+        await node.let_pass(RENEW_AGAIN_S)
+    assert ["sink.not_renewed", "sink.renewed"] == said(caplog)
 
 
 async def test_a_renewal_in_an_outage_waits_for_the_next_producer(node: Node) -> None:

@@ -669,6 +669,15 @@ def test_a_renewal_sends_nothing_until_all_is_answered_and_is_no_failure() -> No
     assert delivery.outage is None
 
 
+def test_a_renewal_that_finds_nobody_is_a_failure() -> None:
+    delivery = live()
+    assert [Close()] == delivery.renew()
+    delivery.closed()
+    delivery.tick()
+    assert [] == delivery.connect_failed("unreachable")
+    assert ("unreachable", False) == (delivery.reason, delivery.renewing)
+
+
 def test_a_renewal_that_a_failure_overtakes_is_a_retirement() -> None:
     delivery = live()
     batch = batch_of(b"a")
