@@ -5,7 +5,7 @@ import os
 import random
 import resource
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from hashlib import sha256
 from typing import TypeVar
@@ -14,10 +14,12 @@ from msgspec.structs import replace
 
 from agent import __version__, schemas, wire
 from agent.audit import Audit
+from agent.audit_topic import AuditTopic
 from agent.builders import Builders, Stream, Topic, repartition
 from agent.chunk import Chunker, ChunkPolicy
 from agent.clock import Clock
 from agent.config import Config, as_yaml
+from agent.core.auditing import unheard
 from agent.core.batch import Batch, Pace
 from agent.core.breaker import Breaker
 from agent.core.delivery import Delivery
@@ -94,7 +96,10 @@ class Parts:
         settled: Callable[[Batch, int, float], None],
         refused: Callable[[Batch, str], None],
     ) -> Outlet:
-        """Make one way out. ``spooled``: something waits for it, so lines queue behind it."""
+        """Make one way out. ``spooled``: something waits for it, so lines queue behind it.
+
+        That of the audit log says nothing in it: each word would be one more to send.
+        """
         kafka = self.config.kafka
         connect = partial(
             KafkaSink.connect,
@@ -111,7 +116,25 @@ class Parts:
             quiet=quiet,
             settled=settled,
             refused=refused,
-            note=self.audit.note,
+            note=unheard if name == "audit" else self.audit.note,
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+
+    def audit_topic(self) -> AuditTopic | None:
+        """Make the copy of the audit log, where one is wanted."""
+        config, audit = self.config, self.audit
+        topic = config.audit.topic
+        if topic is None or not config.audit.enabled:
+            return None
+        return AuditTopic(
+            config.audit_path,
+            topic,
+            config.node,
+            partial(self.outlet, "audit", topic, spooled=False, quiet=nullcontext),
+            self.codec,
+            durable=lambda: audit.durable,
+            note=audit.note,
             clock=self.clock,
             metrics=self.metrics,
         )

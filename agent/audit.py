@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.audit_file import BYTES_MAX, FILES_MAX, AuditFile, Entry
 from agent.clock import Clock, wait_event
-from agent.core.auditing import QUOTED
+from agent.core.auditing import QUOTED, Head
 from agent.core.notes import Noted, Notes
 from agent.logs import escaped
 from agent.telemetry import Metrics, event
@@ -68,6 +68,8 @@ class Audit:
         self._writing: asyncio.Task[None] | None = None
         self._failing: bool | None = None  # nothing was tried yet
         self._again_s = self._synced_s = clock.monotonic()
+        self.durable: Head | None = None
+        """The last record that the disk has, once there is one of this life."""
         self._counted: Mapping[str, int] = {}
         self._counted_s, self._since = clock.monotonic(), _rfc3339(clock.wall())
 
@@ -141,6 +143,7 @@ class Audit:
     async def _sync(self, file: AuditFile, *, now: bool = False) -> None:
         if now or self._clock.monotonic() - self._synced_s >= SYNC_S:
             await file.sync()
+            self.durable = file.head
             self._synced_s = self._clock.monotonic()
 
     def _succeeded(self, file: AuditFile) -> None:

@@ -7,8 +7,10 @@ disk got.
 import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import aiofiles
 
@@ -44,6 +46,36 @@ def rotated(path: Path) -> Iterator[Path]:
     while True:
         yield path.with_name(f"{path.name}.{number}")
         number += 1
+
+
+def opened(path: Path, keep: ExitStack) -> list[BinaryIO]:
+    """Open all files to be read, oldest first; none where there is no log.
+
+    The newest is opened first: one that is rotated meanwhile is met again, none is missed.
+    """
+    files: dict[tuple[int, int], BinaryIO] = {}
+    for name in chain.from_iterable((iter([path]), _older(path))):
+        with suppress(FileNotFoundError):
+            file = keep.enter_context(name.open("rb"))
+            files.setdefault(identity(os.fstat(file.fileno())), file)
+    return [*reversed(files.values())]
+
+
+def lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield lines with their LF. One that is longer than any record comes in parts."""
+    while line := file.readline(TAIL_BYTES):
+        yield line
+
+
+def identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _older(path: Path) -> Iterator[Path]:
+    """Yield the rotated files, newest first; one in the middle may be missing."""
+    suffixes = (p.name.removeprefix(f"{path.name}.") for p in path.parent.iterdir())
+    for number in sorted(int(suffix) for suffix in suffixes if suffix.isdecimal()):
+        yield path.with_name(f"{path.name}.{number}")
 
 
 class AuditFile:
@@ -85,6 +117,7 @@ class AuditFile:
         if not self._size:
             head = await _head_of_rotated(next(rotated(self.path)))
         head = head or START
+        self.unsynced = True  # what a life before this one wrote may not be on the disk yet
         arrived = 0 if self.head is None else max(0, head.seq - self.head.seq)
         self.head = head
         return Found(arrived, torn)

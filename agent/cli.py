@@ -7,8 +7,9 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import msgspec
@@ -49,6 +50,9 @@ CONFIG = click.option(
     help=f"The YAML file.  [default: {config.PATH_DEFAULT}; where that is missing, the "
     "environment alone]",
 )
+
+
+COPY = click.File("rb")
 
 
 class Commands(click.Group):
@@ -185,29 +189,52 @@ def audit() -> None:
 @CONFIG
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--head", metavar="HASH", help="One seen before: it must be in the chain.")
+@click.option("--against", type=COPY, help="All that this copy has must be in the chain.")
+@click.option("--from-topic", type=COPY, help="Check this copy in place of the files.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit_verify(
-    config_path: Path | None, path: Path | None, head: str | None, as_json: bool
+    *,
+    config_path: Path | None,
+    path: Path | None,
+    head: str | None,
+    against: BinaryIO | None,
+    from_topic: BinaryIO | None,
+    as_json: bool,
 ) -> int:
     """Check the chain through all files. Exit code 1 if it is broken.
 
-    PATH is the newest file; without it, the one in the state directory of the configuration.
+    PATH is the newest file; without it, the one in the state directory of the configuration. A copy
+    is what audit.topic has: a record a line, before it perhaps its key and a TAB; - reads stdin.
 
     \b
     Examples:
       feedback-agent audit verify --config config.yaml
       feedback-agent audit verify /var/lib/feedback-agent/audit.jsonl --json
+      kcat -b kafka:9092 -C -t feedback-audit -e -K '\\t' | feedback-agent audit verify --against -
     """
-    from agent import verify_audit
+    from agent import verify_audit, verify_topic
 
-    verdict = verify_audit.verify(path or _audit_path(config_path), head)
+    if from_topic is not None:
+        if path or head or against:
+            raise click.UsageError("--from-topic goes with neither PATH, --head nor --against")
+        copied = verify_topic.Copy(from_topic).verdict()
+        _tell(copied, verify_topic.table(copied), as_json=as_json)
+        return EXIT_OK if copied.whole else EXIT_FOUND
+    path = path or _audit_path(config_path)
+    verdict = verify_audit.verify(path, head)
+    if against is not None:
+        verdict = verdict.with_problems(verify_topic.Copy(against).missing_in(path))
+    _tell(verdict, verify_audit.table(verdict), as_json=as_json)
+    return EXIT_OK if verdict.whole else EXIT_FOUND
+
+
+def _tell(verdict: object, table: Iterable[tuple[str, str]], *, as_json: bool) -> None:
     if as_json:
         click.echo(_json(verdict))
-    else:
-        colour = {"whole": "green", "broken": "red"}
-        for heading, text in verify_audit.table(verdict):
-            click.echo(f"{click.style(f'{heading:<12}', fg=colour.get(heading))} {text}")
-    return EXIT_OK if verdict.whole else EXIT_FOUND
+        return
+    colour = {"whole": "green", "broken": "red"}
+    for heading, text in table:
+        click.echo(f"{click.style(f'{heading:<12}', fg=colour.get(heading))} {text}")
 
 
 @audit.command("show")

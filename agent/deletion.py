@@ -85,7 +85,7 @@ class Deletion:
             event(log, logging.INFO, "file.deleted", path=path, client=row.client,
                   source=row.source_id, size=seen.size)  # fmt: skip
             self._note("file.deleted", path=seen.path, client=row.client, source=row.source_id,
-                       size=seen.size, why="source.delete_after_s")  # fmt: skip
+                       size=seen.size, why="source.delete_after_s", by="agent")  # fmt: skip
             return
         self._due[seen.key] = seen
         if self._refused.get(seen.key) != refused.reason:
@@ -97,7 +97,7 @@ class Deletion:
         for path in sorted(childless(scan.directories, (seen.path for seen in scan.files))):
             if self._remove.directory(path, before_s):
                 event(log, logging.INFO, "directory.deleted", path=printable(path))
-                self._note("directory.deleted", path=path)
+                self._note("directory.deleted", path=path, by="agent")
 
 
 def _busy(followed: Followed) -> bool:

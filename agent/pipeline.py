@@ -89,6 +89,7 @@ class _Pipeline:
         self._in_flight = InFlight(config.in_flight)
         self._parts = Parts(config, redaction, self._clock, self._metrics)
         self._note = self._parts.audit.note
+        self._audit_topic = self._parts.audit_topic()
         # Before the rooms are made: they note what they find.
         self._note("agent.started", version=__version__, node=config.node,
                    config_hash=config_hash(config))  # fmt: skip
@@ -134,17 +135,24 @@ class _Pipeline:
         self._metrics.in_flight_bytes.set_function(lambda: sum(c.bytes for c in counts))
         self._stop = asyncio.Event()
         self._acked = 0  # batches, to see whether a drain still gets anywhere
+        self._ends_s: float | None = None  # when a stop gives up; None: nobody has asked for one
 
     # ---- the life of one run
 
     async def run(self) -> int:
         """Run, with the audit log around everything else."""
+        copy = self._audit_topic
         self._parts.audit.start()
+        if copy is not None:
+            copy.start()
         try:
             return await self._run()
         finally:
             self._note("agent.stopped", unsettled_events=self._in_flight.events)
             await self._parts.audit.close()
+            if copy is not None:
+                ends_s = self._ends_s
+                await copy.finish(0.0 if ends_s is None else ends_s - self._clock.monotonic())
 
     async def _run(self) -> int:
         admin, running = self._admin(), asyncio.current_task()
@@ -153,7 +161,7 @@ class _Pipeline:
 
         def abandon() -> None:  # the checkpoints are true anyway
             nonlocal abandoned
-            abandoned = True
+            abandoned, self._ends_s = True, None
             running.cancel()
 
         await admin.start()
@@ -179,7 +187,9 @@ class _Pipeline:
     def _keeping(self) -> list[Coroutine[None, None, None]]:
         """What goes on while a stop drains."""
         outlets = [way.outlet.run() for way in self._ways]
-        aside = self._checkpointer.run(), self._reloading.run()
+        aside = [self._checkpointer.run(), self._reloading.run()]
+        if self._audit_topic is not None:
+            aside.append(self._audit_topic.watch())
         return [*outlets, *(way.run() for way in self._ways), *aside]
 
     async def _read(self) -> None:
@@ -205,7 +215,7 @@ class _Pipeline:
     async def _drain(self) -> None:
         """Finish what can be finished, as long as Kafka still acknowledges something."""
         finishing = asyncio.ensure_future(self._finish())
-        ends_s = self._clock.monotonic() + self._config.agent.drain_s
+        self._ends_s = ends_s = self._clock.monotonic() + self._config.agent.drain_s
         try:
             while not finishing.done():
                 before, left_s = self._settled_batches(), ends_s - self._clock.monotonic()
@@ -327,6 +337,7 @@ class _Pipeline:
             self._in_flight,
             sources,
             reloaded=[watched.reloaded for watched in self._watched],
+            audit=None if self._audit_topic is None else self._audit_topic.outlet,
             shown=self._parts.shown,
         )
         return Admin(

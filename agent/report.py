@@ -10,6 +10,7 @@ from agent.core.seam import Mode
 from agent.harvester import Followed
 from agent.reloaded import Reloaded
 from agent.rounds import Rounds
+from agent.sink import Outlet
 from agent.sources import Sources
 from agent.spooler import Spooler
 
@@ -26,6 +27,7 @@ class Report:
         sources: Sources,
         *,
         reloaded: Sequence[Reloaded[Any]],
+        audit: Outlet | None = None,
         shown: Callable[[str], str] = str,
     ) -> None:
         self._shown = shown
@@ -35,6 +37,7 @@ class Report:
         self._in_flight = in_flight
         self._sources = sources
         self._reloaded = reloaded
+        self._audit = audit
 
     def health(self) -> Health:
         """The loop turns: it has just answered."""
@@ -59,6 +62,7 @@ class Report:
 
     def status(self) -> dict[str, object]:
         rounds = self._rounds
+        audit = {} if self._audit is None else {self._audit.name: self._audit.status()}
         return {
             "version": __version__,
             "node": self._node,
@@ -66,7 +70,8 @@ class Report:
             "watcher": rounds.watcher_problem,
             "reloaded": {one.what: one.status() for one in self._reloaded},
             "in_flight": {"events": self._in_flight.events, "bytes": self._in_flight.bytes},
-            "sinks": {w.outlet.name: {**w.outlet.status(), **w.status()} for w in self._ways},
+            "sinks": {w.outlet.name: {**w.outlet.status(), **w.status()} for w in self._ways}
+            | audit,
             "files": [self._file(followed) for followed in self._sources.opened],
             "unreadable": [
                 {**one, "path": self._shown(one["path"])} for one in self._sources.refusals.named()

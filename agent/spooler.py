@@ -105,6 +105,7 @@ class Spooler:
         self._read_to = queue.head  # the record after the last one that was read for replay
         self._finishing = False
         self._said = Mode.LIVE
+        self._replayed = 0  # records, since a replay began
         self._woken = asyncio.Event()
         self._busy = asyncio.Lock()
         self._lost = 0  # as last counted
@@ -229,6 +230,7 @@ class Spooler:
             self.in_flight.remove(row)
         records = sum(row.lines for row in passed)
         self._metrics.replayed.labels(self.outlet.name).inc(records)
+        self._replayed += records
         if self.mode is Mode.REPLAYING:
             self._tail.replayed(records)
         self._count()
@@ -303,7 +305,7 @@ class Spooler:
         return dropped > 0
 
     def _say(self, mode: Mode) -> None:
-        self._said = mode
+        before, self._said = self._said, mode
         if mode is Mode.LIVE:
             self.full = None
         level = logging.WARNING if mode is Mode.SPOOLING else logging.INFO
@@ -311,7 +313,16 @@ class Spooler:
               reason=self.outlet.delivery.outage, spooled_records=self.spooled_records)  # fmt: skip
         self._note("spool.mode", sink=self.outlet.name, mode=mode.value,
                    reason=self.outlet.delivery.outage)  # fmt: skip
+        self._note_replay(before, mode)
         self._changed()
+
+    def _note_replay(self, before: Mode, mode: Mode) -> None:
+        name, left = self.outlet.name, self.spooled_records
+        if before is Mode.REPLAYING:
+            self._note("replay.ended", sink=name, records=self._replayed, left=left, by="agent")
+        if mode is Mode.REPLAYING:
+            self._replayed = 0
+            self._note("replay.begun", sink=name, records=left, by="agent")
 
     def _count(self) -> None:
         lost, self._lost = self._queue.lost - self._lost, self._queue.lost

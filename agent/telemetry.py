@@ -226,6 +226,9 @@ class Metrics:
         self.audit_failures = self._counter(
             "audit_failures", "Writes of the audit log that failed; notes wait meanwhile."
         )
+        self.audit_unsent = self._gauge(
+            "audit_unsent", "Records of the audit log that audit.topic has not got."
+        )
 
     def dead_letters(self) -> dict[str, int]:
         """Return how many lines became dead letters so far, by reason."""

@@ -3,17 +3,16 @@
 The agent may be running: it may rotate while we open, and its last record may be half written.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from agent.audit_file import TAIL_BYTES
+from agent.audit_file import TAIL_BYTES, lines, opened
 from agent.core.auditing import Chain, Problem, parsed
 from agent.errors import AgentError
 
@@ -41,6 +40,11 @@ class Verdict(Struct, frozen=True, kw_only=True):
     unfinished_bytes: int
     resumptions: int
 
+    def with_problems(self, more: Iterable[Problem]) -> "Verdict":
+        problems = [*self.problems, *more]
+        broken = self.broken + len(problems) - len(self.problems)
+        return replace(self, whole=not broken, broken=broken, problems=problems)
+
 
 def verify(path: Path, expected: str | None = None) -> Verdict:
     """Check the chain through ``path`` and the files rotated from it.
@@ -49,10 +53,10 @@ def verify(path: Path, expected: str | None = None) -> Verdict:
     records made anew. Raises ``AgentError`` where nothing can be read.
     """
     found, unfinished, name = Chain(expected), 0, str(path)
-    with ExitStack() as opened:
-        files = _opened(path, opened)
+    with ExitStack() as keep:
+        files = _opened(path, keep)
         for file in files:
-            for number, line in enumerate(_lines(file), 1):
+            for number, line in enumerate(lines(file), 1):
                 name = str(file.name)
                 if line.endswith(b"\n"):
                     found.take(line[:-1], name, number)
@@ -104,9 +108,9 @@ def records(
     ``since``: an RFC 3339 time in UTC, or its beginning, such as the date; ``event``: its name, or
     the part before the dot.
     """
-    with ExitStack() as opened:
-        for file in _opened(path, opened):
-            for line in _lines(file):
+    with ExitStack() as keep:
+        for file in _opened(path, keep):
+            for line in lines(file):
                 if parsed(line.rstrip(b"\n")) is None:
                     continue
                 record: dict[str, object] = msgspec.json.decode(line)
@@ -117,36 +121,10 @@ def records(
 
 
 def _opened(path: Path, keep: ExitStack) -> list[BinaryIO]:
-    """Open all files, oldest first.
-
-    The newest is opened first: one that is rotated meanwhile is met again, none is missed.
-    """
-    files: dict[tuple[int, int], BinaryIO] = {}
     try:
-        for name in chain.from_iterable((iter([path]), _older(path))):
-            with suppress(FileNotFoundError):
-                file = keep.enter_context(name.open("rb"))
-                files.setdefault(_identity(file), file)
+        files = opened(path, keep)
     except OSError as error:
         raise AgentError(f"{error.filename}: {error.strerror}") from None
     if not files:
         raise AgentError(f"{path}: there is no audit log")
-    return [*reversed(files.values())]
-
-
-def _older(path: Path) -> Iterator[Path]:
-    """Yield the rotated files, newest first; one in the middle may be missing."""
-    suffixes = (p.name.removeprefix(f"{path.name}.") for p in path.parent.iterdir())
-    for number in sorted(int(suffix) for suffix in suffixes if suffix.isdecimal()):
-        yield path.with_name(f"{path.name}.{number}")
-
-
-def _identity(file: BinaryIO) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_dev, status.st_ino
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield lines with their LF. One that is longer than any record comes in parts."""
-    while line := file.readline(TAIL_BYTES):
-        yield line
+    return files

@@ -78,6 +78,22 @@ async def test_what_a_full_spool_drops_is_noted_record_by_record(tmp_path: Path)
         assert 0 < dropped == room.counted("spool_dropped_total")
 
 
+async def test_a_replay_is_noted_with_what_it_carried_and_by_whom(tmp_path: Path) -> None:
+    kafka = FakeKafka(partitions=1)
+    kafka.down = "unreachable"
+    async with begun(tmp_path, kafka) as room:
+        heard = listened(room)
+        await room.pass_time(OUTAGE_S)
+        room.read(b"a", b"b", b"c", partition=-1)
+        await room.pass_time(1)
+        kafka.down = None
+        await room.pass_time(4 * OUTAGE_S)
+
+        assert [{"sink": "events", "records": 3, "by": "agent"}] == heard.of("replay.begun")
+        (ended,) = heard.of("replay.ended")
+        assert {"sink": "events", "records": 3, "left": 0, "by": "agent"} == ended
+
+
 async def test_what_a_damaged_spool_loses_is_noted(tmp_path: Path) -> None:
     kafka = FakeKafka(partitions=1)
     kafka.down = "unreachable"

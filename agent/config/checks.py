@@ -70,6 +70,14 @@ def _clashes(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str, 
         if path is not None and Path(os.path.realpath(path)).is_relative_to(root):
             bound = f"not inside source.root, which is {str(config.source.root)!r}"
             yield key, f"found {str(path)!r}; allowed: {bound}: {reason}"
+    if config.audit.topic is not None and not config.audit.enabled:
+        bound = "only with audit.enabled true, which is false"
+        yield "audit.topic", f"found {config.audit.topic!r}; allowed: {bound}"
+    topics = {"kafka.topic": config.kafka.topic, "dlq.topic": config.dlq.topic}
+    for other, topic in topics.items():
+        if config.audit.topic == topic:
+            reason = "records of the audit log are neither events nor dead letters"
+            yield "audit.topic", f"found {topic!r}; allowed: another one than {other}: {reason}"
     if config.source.delete_after_s is not None and config.source.start_at == "end":
         found = config.source.delete_after_s
         bound = "only with source.start_at beginning, which is end"

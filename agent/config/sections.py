@@ -167,6 +167,7 @@ class Audit(Policy, frozen=True):
     """None: ``Config.audit_path`` says where."""
     bytes_max: Annotated[int, Meta(ge=64 * KIB)] = 16 * MIB
     files_max: Annotated[int, Meta(ge=2, le=1000)] = 8
+    topic: TopicName | None = None
 
 
 class Http(Policy, frozen=True):

@@ -62,6 +62,18 @@ SIX = "kafka:\n  bootstrap_servers: [kafka:9092]\n  compression: none\n  compres
             id="root inside of the state",
         ),
         pytest.param(
+            MINIMAL + "audit:\n  topic: feedback-events-dlq\n",
+            "config.yaml:4: audit.topic: found 'feedback-events-dlq'; allowed: another one than "
+            "dlq.topic: records of the audit log are neither events nor dead letters",
+            id="the audit log among dead letters",
+        ),
+        pytest.param(
+            MINIMAL + "audit:\n  topic: feedback-audit\n  enabled: false\n",
+            "config.yaml:4: audit.topic: found 'feedback-audit'; allowed: only with audit.enabled "
+            "true, which is false",
+            id="a copy of nothing",
+        ),
+        pytest.param(
             MINIMAL + "audit:\n  path: /var/lib/feedback/x/audit.jsonl\n",
             "config.yaml:4: audit.path: found '/var/lib/feedback/x/audit.jsonl'; allowed: not "
             "inside source.root, which is '/var/lib/feedback': the agent would read what it writes",
