@@ -63,6 +63,7 @@ def test_the_version_is_one() -> None:
         "scripts/faults",
         "scripts/fleet",
         "scripts/lock",
+        "scripts/sbom",
         "scripts/test",
         ".ci/run",
     ],
