@@ -22,11 +22,16 @@ def missing() -> list[str]:
     return [program for program in ("java", "mvn") if shutil.which(program) is None]
 
 
-def run_script(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``scripts/kafka`` on the cluster in ``run``."""
+def run_script(
+    run: Path, *arguments: str, java_options: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run ``scripts/kafka`` on the cluster in ``run``. ``java_options``: of what it starts."""
+    environment = {**os.environ, "FEEDBACK_AGENT_KAFKA_RUN": str(run)}
+    if java_options:
+        environment["JDK_JAVA_OPTIONS"] = java_options
     return subprocess.run(
         [SCRIPT, *arguments],
-        env={**os.environ, "FEEDBACK_AGENT_KAFKA_RUN": str(run)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=START_WITHIN_S,

@@ -24,20 +24,25 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from agent.demo.scene import Topics
-from tests import real_kafka
+from tests import real_kafka, signed_tokens
 
 HOST = "127.0.0.1"
 USER, ROTATED, PASSWORD = "shipper", "rotated", "correct-horse-1"
-LISTENERS = {"TLS": "SSL", "MTLS": "SSL", "EXPIRED": "SSL", "OTHER": "SSL", "SASL": "SASL_SSL"}
+OUTSIDER = "outsider"
+LISTENERS = {
+    "TLS": "SSL",
+    "MTLS": "SSL",
+    "EXPIRED": "SSL",
+    "OTHER": "SSL",
+    "SASL": "SASL_SSL",
+    "JWT": "SASL_SSL",
+}
 REAUTH_MS = 2000
 MODULE = "org.apache.kafka.common.security"
-TOPIC, LITERAL, ALLOW, WRITE, DESCRIBE = (
-    2,
-    3,
-    3,
-    4,
-    8,
-)  # resource, permission and operations of an ACL
+# kinds of resources, permissions and operations of an ACL
+TOPIC, CLUSTER, LITERAL = 2, 4, 3
+DENY, ALLOW = 2, 3
+ALL, WRITE, DESCRIBE, IDEMPOTENT_WRITE = 2, 4, 8, 12
 
 
 class Secured(NamedTuple):
@@ -88,7 +93,19 @@ class Secured(NamedTuple):
 
     def allow(self, topic: str, user: str, *operations: int) -> None:
         """Once a topic has an ACL, nobody may use it who has none."""
-        asyncio.run(_allow(self.plain, topic, user, operations))
+        acls = [(TOPIC, topic, LITERAL, f"User:{user}", "*", o, ALLOW) for o in operations]
+        asyncio.run(_create(self.plain, acls))
+
+    def shut_out(self, user: str) -> None:
+        """Let ``user`` have no producer id; to write to some topic by an ACL is one way to it.
+
+        Whether somebody may write to any topic, brokers ask first of one that is named "hardcode".
+        """
+        cluster = CLUSTER, "kafka-cluster", LITERAL
+        everybody = (*cluster, "User:*", "*", ALL, ALLOW)  # or the next one is for all others, too
+        him = (*cluster, f"User:{user}", "*", IDEMPOTENT_WRITE, DENY)
+        nowhere = (TOPIC, "hardcode", LITERAL, f"User:{user}", "*", WRITE, DENY)
+        asyncio.run(_create(self.plain, [everybody, him, nowhere]))
 
 
 async def _configure(bootstrap: str, configs: dict[str, str]) -> None:
@@ -103,12 +120,11 @@ async def _configure(bootstrap: str, configs: dict[str, str]) -> None:
         await admin.close()
 
 
-async def _allow(bootstrap: str, topic: str, user: str, operations: Iterable[int]) -> None:
+async def _create(bootstrap: str, acls: Iterable[tuple[int, str, int, str, str, int, int]]) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
-        for operation in operations:
-            acl = TOPIC, topic, LITERAL, f"User:{user}", "*", operation, ALLOW
+        for acl in acls:
             answer = await admin._send_request(CreateAclsRequest(*acl))
             assert 0 == answer.creation_responses[0][0], answer
     finally:
@@ -160,10 +176,12 @@ def start(run: Path) -> Secured:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (run / "cluster.json").exists():
             _certificates(run)
-        users = [f"--scram={user}={PASSWORD}" for user in (USER, ROTATED)]
+            signed_tokens.make(run)
+        users = [f"--scram={user}={PASSWORD}" for user in (USER, ROTATED, OUTSIDER)]
         arguments = [f"--listener={name}={protocol}" for name, protocol in LISTENERS.items()]
         arguments += [f"--set={key}={value}" for key, value in _settings(run).items()]
-        done = real_kafka.run_script(run, "start", *users, *arguments)
+        trusted = f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={signed_tokens.keys(run)}"
+        done = real_kafka.run_script(run, "start", *users, *arguments, java_options=trusted)
     assert 0 == done.returncode, done.stderr
     said = dict(line.split("=", 1) for line in done.stdout.splitlines())
     addresses = {name: said[f"{real_kafka.ADDRESS}_{name}"] for name in LISTENERS}
@@ -213,7 +231,29 @@ def _settings(run: Path) -> dict[str, str]:
         f"{sasl}.oauthbearer.sasl.jaas.config": bearer,
         f"{sasl}.scram-sha-256.connections.max.reauth.ms": str(REAUTH_MS),
         f"{sasl}.oauthbearer.connections.max.reauth.ms": str(REAUTH_MS),
+        **_of_signed_tokens(run),
         "connection.failed.authentication.delay.ms": "100",
+    }
+
+
+def _of_signed_tokens(run: Path) -> dict[str, str]:
+    """Return what the listener JWT asks of a token.
+
+    Without the validator's name Kafka 4.1 takes one that is for clients and checks no signature.
+    """
+    listener, of_all = "listener.name.jwt", "sasl.oauthbearer"
+    handler = f"{MODULE}.oauthbearer.OAuthBearerValidatorCallbackHandler"
+    login = f"{MODULE}.oauthbearer.OAuthBearerLoginModule required;"
+    return {
+        f"{listener}.sasl.enabled.mechanisms": "OAUTHBEARER",
+        f"{listener}.oauthbearer.sasl.jaas.config": login,
+        f"{listener}.oauthbearer.sasl.server.callback.handler.class": handler,
+        f"{listener}.oauthbearer.connections.max.reauth.ms": str(REAUTH_MS),
+        f"{of_all}.jwt.validator.class": f"{MODULE}.oauthbearer.BrokerJwtValidator",
+        f"{of_all}.jwks.endpoint.url": signed_tokens.keys(run),
+        f"{of_all}.expected.issuer": signed_tokens.ISSUER,
+        f"{of_all}.expected.audience": signed_tokens.AUDIENCE,
+        f"{of_all}.clock.skew.seconds": "0",
     }
 
 

@@ -12,16 +12,18 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from cryptography import x509
 
 from agent.clock import SystemClock
 from agent.config.sections import Sasl, Tls
 from agent.credentials import Credentials
-from tests import real_kafka, secured_kafka
+from tests import real_kafka, secured_kafka, signed_tokens
 from tests.conftest import RUN, SECURED
 from tests.running import Agent, append, assert_each_once, feedback
 from tests.secured_kafka import (
     DESCRIBE,
     HOST,
+    OUTSIDER,
     PASSWORD,
     ROTATED,
     USER,
@@ -65,6 +67,11 @@ def sasl(work: Path, mechanism: str, password: str = PASSWORD, user: str = USER)
 def bearing(work: Path, lifetime_s: float) -> dict[str, str]:
     file = secret(work / "token", bearer_token(lifetime_s))
     return {"mechanism": "OAUTHBEARER", "token_file": file}
+
+
+def bearing_signed(secured: Secured, work: Path, **token: Any) -> dict[str, str]:
+    signed = signed_tokens.signed(secured.run, USER, token.pop("lifetime_s", 3600), **token)
+    return {"mechanism": "OAUTHBEARER", "token_file": secret(work / "token", signed)}
 
 
 def asking(secured: Secured, work: Path, server: Endpoint, password: str) -> dict[str, str]:
@@ -111,7 +118,17 @@ def assert_recovers(agent: Agent) -> None:
     assert_each_once(agent, LINES)
 
 
-WAYS = ("TLS", "TLS 1.2", "MTLS", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "token", "endpoint")
+WAYS = (
+    "TLS",
+    "TLS 1.2",
+    "MTLS",
+    "PLAIN",
+    "SCRAM-SHA-256",
+    "SCRAM-SHA-512",
+    "token",
+    "signed token",
+    "endpoint",
+)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -128,6 +145,9 @@ def test_each_way_in_works(secured: Secured, tmp_path: Path, way: str) -> None:
                 kafka["tls"] = {"cert_file": str(own)}
             case "token":
                 kafka["sasl"] = bearing(tmp_path, 3600)
+            case "signed token":
+                listener = "JWT"
+                kafka["sasl"] = bearing_signed(secured, tmp_path)
             case "endpoint":
                 kafka["sasl"] = asking(secured, tmp_path, server, server.secret)
             case _:
@@ -139,7 +159,7 @@ def test_each_way_in_works(secured: Secured, tmp_path: Path, way: str) -> None:
         assert (1 if way == "endpoint" else 0) == server.granted, "one token for all connections"
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
 def test_a_wrong_password(secured: Secured, tmp_path: Path, mechanism: str) -> None:
     wrong = sasl(tmp_path, mechanism, "battery-staple")
     with shipping(secured, tmp_path, "SASL", sasl=wrong) as agent:
@@ -162,6 +182,39 @@ def test_a_token_that_has_expired(secured: Secured, tmp_path: Path) -> None:
         until_refused(agent, "authentication", "SaslAuthenticationFailed")
         secret(tmp_path / "token", bearer_token(3600))
         assert_recovers(agent)
+
+
+SIGNED_WRONG: dict[str, dict[str, Any]] = {
+    "expired": {"lifetime_s": -60},
+    "signature": {"key": "stranger", "named": "one"},
+    "key": {"key": "stranger"},
+    "audience": {"audience": "somebody else"},
+}
+
+
+@pytest.mark.parametrize("wrong", [*SIGNED_WRONG, "not signed"])
+def test_a_signed_token_that_is_not_good(secured: Secured, tmp_path: Path, wrong: str) -> None:
+    """What is wrong with it the broker does not say."""
+    way = bearing_signed(secured, tmp_path, **SIGNED_WRONG.get(wrong, {}))
+    if wrong == "not signed":
+        way = bearing(tmp_path, 3600)
+    with shipping(secured, tmp_path, "JWT", sasl=way) as agent:
+        until_refused(agent, "authentication", "SaslAuthenticationFailed")
+        bearing_signed(secured, tmp_path)
+        assert_recovers(agent)
+
+
+def test_signed_tokens_of_another_key_while_lines_flow(secured: Secured, tmp_path: Path) -> None:
+    """Whoever issues them changes keys; the broker knows both. Nobody hears of it."""
+    way = bearing_signed(secured, tmp_path)
+    with shipping(secured, tmp_path, "JWT", sasl=way) as agent:
+        agent.until_delivered(LINES)
+        with writing(agent.root / "app/b.jsonl") as written:
+            bearing_signed(secured, tmp_path, key="two")
+            agent.until(lambda: bool(agent.log_entries("secret.changed")), "the other one")
+        agent.until(lambda: not agent.behind_bytes(), "all")
+        assert [] == agent.log_entries("sink.down")
+    assert_each_once(agent, LINES + len(written))
 
 
 def test_a_token_endpoint_that_does_not_know_us(secured: Secured, tmp_path: Path) -> None:
@@ -221,6 +274,30 @@ def test_an_acl_that_is_missing(secured: Secured, tmp_path: Path, granted: tuple
     with shipping(secured, tmp_path, "SASL", sasl=way, topics=topics) as agent:
         until_refused(agent, "topic_denied", topics.events)
         secured.allow(topics.events, USER, DESCRIBE, WRITE)
+        assert_recovers(agent)
+
+
+def test_an_acl_of_a_certificate(secured: Secured, tmp_path: Path) -> None:
+    """Its subject is the principal."""
+    own = secured.cas.issue(tmp_path / "own.pem", "agent")
+    certificate = x509.load_pem_x509_certificates(own.read_bytes())[0]
+    topics = secured.topics()
+    secured.allow(topics.events, "somebody", DESCRIBE)
+    with shipping(secured, tmp_path, "MTLS", tls={"cert_file": str(own)}, topics=topics) as agent:
+        until_refused(agent, "topic_denied", topics.events)
+        subject = certificate.subject.rfc4514_string().replace("#", r"\#")  # as Java writes it
+        secured.allow(topics.events, subject, DESCRIBE, WRITE)
+        assert_recovers(agent)
+
+
+def test_an_acl_of_the_cluster_that_is_missing(secured: Secured, tmp_path: Path) -> None:
+    """No producer id for who may write nowhere by name; Write on the topic is enough for one."""
+    secured.shut_out(OUTSIDER)
+    topics = secured.topics()
+    way = sasl(tmp_path, "SCRAM-SHA-512", user=OUTSIDER)
+    with shipping(secured, tmp_path, "SASL", sasl=way, topics=topics) as agent:
+        until_refused(agent, "cluster_denied", "")
+        secured.allow(topics.events, OUTSIDER, DESCRIBE, WRITE)
         assert_recovers(agent)
 
 
