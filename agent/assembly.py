@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from hashlib import sha256
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from agent import __version__, schemas, wire
+from agent import __version__, redaction, schemas, wire
 from agent.audit import Audit
 from agent.audit_topic import AuditTopic
 from agent.builders import Builders, Stream, Topic, repartition
@@ -27,13 +27,13 @@ from agent.core.identity import Birth, Checkpoint
 from agent.core.quota import ClientLimits
 from agent.core.record import RecordPolicy
 from agent.core.redact import Redaction
+from agent.core.schemas import Schemas
 from agent.core.seam import TAIL_SHARE
 from agent.credentials import Credentials
 from agent.deletion import Deletion, Remove
 from agent.kafka import KafkaSink
 from agent.opener import Descriptor, Refused, open_beneath
 from agent.queue import Limits
-from agent.redaction import shown
 from agent.registry import Registry
 from agent.reloaded import Reloaded
 from agent.removal import remove_directory, remove_file
@@ -57,13 +57,25 @@ def descriptors_within(configured: int, limit: int) -> int:
     return min(configured, max(limit - DESCRIPTORS_KEPT, limit // 4, 1))
 
 
+class InForce(NamedTuple):
+    """What the files hold that the configuration names, but for secrets. To be reloaded."""
+
+    redaction: Reloaded[Redaction | None]
+    schemas: Reloaded[Schemas | None]
+
+
+def in_force(config: Config) -> InForce:
+    """Read those files. Raises ``ConfigError``."""
+    return InForce(redaction.in_force(config.redact), schemas.in_force(config.schema))
+
+
 class Parts:
     """What several rooms share. ``pace`` hears of acknowledgements and steers the builders."""
 
     def __init__(
         self,
         config: Config,
-        redaction: Reloaded[Redaction | None],
+        rules: InForce,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -73,9 +85,8 @@ class Parts:
         self.codec = wire.codec(config.kafka.compression, config.kafka.compression_level)
         self.pace = Pace(config.batch)
         self.credentials = Credentials(config.kafka.tls, config.kafka.sasl, clock)
-        self.redaction = redaction
-        self.shown = shown(lambda: redaction.value)
-        self.schemas = schemas.load(config.schema)
+        self.rules = rules
+        self.shown = redaction.shown(lambda: rules.redaction.value)
         self.audit = Audit(
             config.audit_path if config.audit.enabled else None,
             bytes_max=config.audit.bytes_max,
@@ -230,11 +241,11 @@ class Parts:
             policy,
             self._stream(events),
             self._stream(dead_letters),
-            schemas=self.schemas,
             clock=self.clock,
             metrics=self.metrics,
         )
-        chunker.redact(self.redaction.value)
+        chunker.redact(self.rules.redaction.value)
+        chunker.decode_by(self.rules.schemas.value)
         return chunker
 
     def _stream(self, topic: Callable[[], Topic | None]) -> Stream:

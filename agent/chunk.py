@@ -61,7 +61,6 @@ class Chunker:
         events: Stream,
         dead_letters: Stream,
         *,
-        schemas: Schemas | None = None,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -73,12 +72,11 @@ class Chunker:
             dead_letters,
             line_bytes_max=policy.line_bytes_max,
             shown_bytes_max=policy.record.dead_letter_bytes_max,
-            hash_key=policy.record.hash_key,
             clock=clock,
         )
         self._clock = clock
         self._metrics = metrics
-        self._decode = Decoder(policy.schema, schemas).decode
+        self._decode = Decoder(policy.schema).decode
         self._recorders: dict[tuple[str, int, str], Recorder] = {}
 
     def redact(self, redaction: Redaction | None) -> None:
@@ -87,7 +85,12 @@ class Chunker:
         hash_key = (redaction and redaction.hash_key) or b""
         record = replace(self._policy.record, hash_key=hash_key)
         self._policy = self._policy._replace(record=record)
+        self.rejects.hash_key = hash_key
         self._recorders.clear()  # they have the old one
+
+    def decode_by(self, schemas: Schemas | None) -> None:
+        """Take custom types from these, from the next chunk on; None: there are none."""
+        self._decode = Decoder(self._policy.schema, schemas).decode
 
     def fill(self, source: Source, piece: Piece) -> Chunk:
         """Turn each line of ``piece`` into a record in an open batch; return what was read."""

@@ -119,10 +119,10 @@ def run(config_path: Path | None) -> int:
       feedback-agent run --config /etc/feedback-agent/config.yaml
     """
     loaded = _load(config_path)
-    from agent import logs, redaction
+    from agent import assembly, logs, redaction
 
-    rules = redaction.in_force(loaded.redact)
-    shown = redaction.shown(lambda: rules.value)
+    rules = assembly.in_force(loaded)
+    shown = redaction.shown(lambda: rules.redaction.value)
     logs.setup(loaded.log.level, loaded.log.format, shown=shown)
     from agent import pipeline
 
@@ -149,9 +149,6 @@ def check(config_path: Path | None, as_json: bool, schema: bool) -> None:
         click.echo(_json(config.json_schema()))
         return
     loaded = _load(config_path)
-    from agent import schemas
-
-    schemas.load(loaded.schema)
     _read_files(loaded)
     click.echo(_json(config.masked(loaded)) if as_json else config.as_yaml(loaded).rstrip("\n"))
 
@@ -265,9 +262,10 @@ def _audit_path(config_path: Path | None) -> Path:
 
 def _read_files(loaded: config.Config) -> None:
     """Read what the agent would. Raises ``ConfigError``."""
-    from agent import redaction
+    from agent import redaction, schemas
 
     redaction.load(loaded.redact)
+    schemas.load(loaded.schema)
     kafka = loaded.kafka
     if kafka.tls.enabled or kafka.sasl.mechanism != "none":
         from agent import clock, credentials

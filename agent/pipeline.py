@@ -19,16 +19,14 @@ from prometheus_client import CollectorRegistry
 
 from agent import __version__
 from agent.admin import Admin
-from agent.assembly import Parts, config_hash
+from agent.assembly import InForce, Parts, config_hash
 from agent.checkpoints import Checkpointer
 from agent.clock import Clock, SystemClock, wait_event
 from agent.config import Config
 from agent.core.batch import Batch
 from agent.core.quota import InFlight
-from agent.core.redact import Redaction
 from agent.core.seam import Mode
 from agent.intake import Intake, Worker
-from agent.reloaded import Reloaded
 from agent.reloading import Reloading, Watched
 from agent.report import Report
 from agent.rounds import Rounds
@@ -49,7 +47,7 @@ SWITCH_S = 0.0005
 T = TypeVar("T")
 
 
-def run(config: Config, redaction: Reloaded[Redaction | None]) -> int:
+def run(config: Config, rules: InForce) -> int:
     """Run until SIGTERM or SIGINT. Return the exit code. Raises ``AgentError``."""
     sys.setswitchinterval(SWITCH_S)
     with (
@@ -60,7 +58,7 @@ def run(config: Config, redaction: Reloaded[Redaction | None]) -> int:
         ThreadPoolExecutor(1, "scan") as scans,
     ):
         threads = _Threads(worker, writer, scans)
-        return asyncio.run(_Pipeline(config, redaction, store, spool, threads).run())
+        return asyncio.run(_Pipeline(config, rules, store, spool, threads).run())
 
 
 class _Threads(NamedTuple):
@@ -77,7 +75,7 @@ class _Pipeline:
     def __init__(
         self,
         config: Config,
-        redaction: Reloaded[Redaction | None],
+        rules: InForce,
         store: Store,
         spool: Spool,
         threads: _Threads,
@@ -87,7 +85,7 @@ class _Pipeline:
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
         self._in_flight = InFlight(config.in_flight)
-        self._parts = Parts(config, redaction, self._clock, self._metrics)
+        self._parts = Parts(config, rules, self._clock, self._metrics)
         self._note = self._parts.audit.note
         self._audit_topic = self._parts.audit_topic()
         # Before the rooms are made: they note what they find.
@@ -260,17 +258,24 @@ class _Pipeline:
         parts, chunker = self._parts, self._worker.chunker
 
         async def redact() -> None:
-            await self._in_worker(lambda: chunker.redact(parts.redaction.value))
+            await self._in_worker(lambda: chunker.redact(parts.rules.redaction.value))
+
+        async def decode() -> None:
+            await self._in_worker(lambda: chunker.decode_by(parts.rules.schemas.value))
 
         async def renew() -> None:
-            for way in self._ways:
-                way.outlet.renew()
+            outlets = [way.outlet for way in self._ways]
+            if self._audit_topic is not None:
+                outlets.append(self._audit_topic.outlet)
+            for outlet in outlets:
+                outlet.renew()
 
         async def wait() -> None:
             """The next session begins with it."""
 
         return [
-            Watched(parts.redaction, redact),
+            Watched(parts.rules.redaction, redact),
+            Watched(parts.rules.schemas, decode),
             Watched(parts.credentials.secrets(), renew),
             Watched(parts.credentials.tokens(), wait),
         ]

@@ -53,7 +53,9 @@ class Rejects:
     Args:
         line_bytes_max: Beyond it a line is ``OVERSIZE``.
         shown_bytes_max: Of one line in its dead letter.
-        hash_key: As in ``RecordPolicy``.
+
+    Attributes:
+        hash_key: As in ``RecordPolicy``; may be set at any time.
     """
 
     def __init__(
@@ -62,13 +64,12 @@ class Rejects:
         *,
         line_bytes_max: int,
         shown_bytes_max: int,
-        hash_key: bytes,
         clock: Clock,
     ) -> None:
         self._stream = stream
         self._line_bytes_max = line_bytes_max
         self._shown_bytes_max = shown_bytes_max
-        self._hash_key = hash_key
+        self.hash_key = b""
         self._clock = clock
 
     def line(self, chunk: Chunk, recorder: Recorder, bad: Bad, tally: Counter[str]) -> None:
@@ -114,7 +115,7 @@ class Rejects:
         now_ms = int(self._clock.wall() * 1000)  # its own time may be what is refused
         if "reason" in headers:
             whole = headers.get("cut") or b"%d" % len(record.value)
-            digest = blake2b(record.value, key=self._hash_key, digest_size=16).hexdigest()
+            digest = blake2b(record.value, key=self.hash_key, digest_size=16).hexdigest()
             value = msgspec.json.encode({"length": int(whole), "hash": digest})
             kept = [(name, content) for name, content in record.headers if name != "cut"]
             refused = wire.Record(now_ms, record.key, value, [*kept, ("cut", whole)])

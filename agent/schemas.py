@@ -22,6 +22,7 @@ import msgspec
 
 from agent.core.schemas import CustomType, Schemas
 from agent.errors import ConfigError
+from agent.reloaded import Files, Reloaded
 
 FILES_MAX: Final = 256
 FILE_BYTES_MAX: Final = 256 << 10
@@ -57,6 +58,17 @@ def load(wanted: Wanted) -> Schemas | None:
         types[name] = _compiled(engine, written, where)
         digest.update(f"{name} {len(written)} ".encode() + written)
     return Schemas(MappingProxyType(types), digest.hexdigest()[:16])
+
+
+def in_force(wanted: Wanted) -> Reloaded[Schemas | None]:
+    """Return what ``load`` does, to be reloaded. Raises ``ConfigError``."""
+    return Reloaded(
+        "schemas",
+        Files(wanted.dir),
+        lambda: load(wanted),
+        value=load(wanted),
+        version=lambda schemas: None if schemas is None else schemas.version,
+    )
 
 
 # ---- files

@@ -53,7 +53,7 @@ SEND_FAILURES = (
     "unreachable",
 )
 """Why a send failed and will be tried again: every reason that a sink may give."""
-RELOADED = ("redaction", "secrets", "tokens")
+RELOADED = ("redaction", "schemas", "secrets", "tokens")
 """What is read anew when its files change: every name of a ``reloaded.Reloaded``."""
 
 ACK_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)

@@ -1,6 +1,8 @@
 """Types of a team's own through the whole agent."""
 
 import json
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +88,34 @@ def test_a_bad_schema_keeps_the_agent_from_starting(tmp_path: Path, directory: P
         assert 78 == agent.ended()
         (line,) = agent.log_text().splitlines()
     assert "error: schema.dir: order.json: allowed: references within the file" in line
+
+
+def test_a_schema_that_is_added_counts_for_the_next_lines(
+    embedded: EmbeddedKafka, tmp_path: Path, directory: Path
+) -> None:
+    """Without a restart; a bad one is said, and what was good last stays in force."""
+    topics, taxi = mock_topics(embedded), b'{"type":"taxi","event_id":"%b","fare":%d}'
+    schemas = [("adopted", {"maximum": 9}), ("refused", {"maximum": "9"})]
+    with Agent(tmp_path, topics, schema={"dir": str(directory)}) as agent:
+        path = agent.root / "acme/a.jsonl"
+        agent.start()
+        append(path, [taxi % (event_id(1).encode(), 5)])
+        agent.until_delivered(0, 1)
+        for times, (outcome, fare) in enumerate(schemas, 1):
+            (directory / "taxi.json").write_text(json.dumps({"properties": {"fare": fare}}))
+            agent.signal(signal.SIGHUP)
+            agent.until(partial(reloaded, agent, outcome), outcome)
+            fares = [(2 * times, 9), (2 * times + 1, 10)]
+            append(path, [taxi % (event_id(n).encode(), paid) for n, paid in fares])
+            agent.until_delivered(times, times + 1)
+        assert "taxi.json" in agent.status()["reloaded"]["schemas"]["problem"]
+        assert 0 == agent.stop()
+    details = [dict(r.headers)["detail"] for r in records(topics, topics.dead_letters)]
+    delivered = {json.loads(r.value)["event_id"] for r in records(topics, topics.events)}
+
+    assert {event_id(2), event_id(4)} == delivered
+    assert [b"fare: maximum"] * 2 == [d for d in details if not d.startswith(b"type")]
+
+
+def reloaded(agent: Agent, outcome: str) -> bool:
+    return agent.metric("reloads_total", what="schemas", outcome=outcome) == 1

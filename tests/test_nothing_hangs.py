@@ -19,11 +19,11 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from agent import config, pipeline
+from agent.assembly import in_force
 from agent.database import MAJOR
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics, write_config
 from agent.intake import Intake
-from agent.redaction import in_force
 from agent.spool import Spool
 from agent.store import Store
 from tests import conftest, real_kafka
@@ -464,7 +464,7 @@ async def test_what_breaks_in_a_drain_does_not_end_with_0(
         ThreadPoolExecutor(1) as thread,
     ):
         threads = pipeline._Threads(thread, thread, thread)
-        running = pipeline._Pipeline(loaded, in_force(loaded.redact), store, spool, threads)
+        running = pipeline._Pipeline(loaded, in_force(loaded), store, spool, threads)
         running._events.outlet.described.set()
         with pytest.raises(AssertionError, match="planted"):
             await running._drain()

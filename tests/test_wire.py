@@ -20,6 +20,7 @@ from agent.core.batch import Batch, Pace
 from agent.core.ledger import Ledger
 from agent.core.policy import BatchPolicy, SchemaPolicy
 from agent.core.record import RecordPolicy
+from agent.core.redact import Redaction
 from agent.telemetry import Metrics
 from agent.wire import Builder, Codec, Record, codec
 from tests.fakes import WALL_S, FakeClock, FakeTopic, chunks_of
@@ -288,11 +289,12 @@ def test_a_refused_record_keeps_what_redaction_said_and_its_hash_needs_the_key(
 ) -> None:
     """Without the key anybody could test a guess of the payload against the hash."""
     events, dead_letters = (stream_of(lambda: None) for _ in range(2))
-    record = RecordPolicy(version="1", hostname="n", hash_key=hash_key)
+    record = RecordPolicy(version="1", hostname="n")
     policy = ChunkPolicy("n", SchemaPolicy(), record, line_bytes_max=4096, event_time=True)
     chunker = Chunker(
         policy, events, dead_letters, clock=FakeClock(), metrics=Metrics(CollectorRegistry())
     )
+    chunker.redact(Redaction(version="2", hash_key=hash_key))
     headers = [("source", b"s"), ("redaction", b"2"), ("cut", b"99"), ("schema_version", b"1")]
     refused = sealed([Record(1, b"key", b"{}", headers)])
     refused = chunker.rejects.of_record(refused, "refused_too_large")
