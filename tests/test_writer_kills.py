@@ -1,0 +1,141 @@
+"""Apps of many threads write by ``agent.writer``, and they and the agent are killed at random.
+
+Each line that was said to be written is on disk, each complete line on disk arrives, none is torn
+but a last one of a killed process, none is joined with another. 20,000 lines; more:
+
+    FEEDBACK_AGENT_WRITER_LINES=1000000 pytest tests/test_writer_kills.py
+"""
+
+import asyncio
+import json
+import os
+import random
+import sys
+from asyncio.subprocess import Process
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from agent.demo.broker import EmbeddedKafka
+from agent.demo.oracle import Arrivals, Verdict, compare, sources_below
+from agent.demo.scene import AgentProcess, Reader, Topics, write_config
+from tests import writing
+from tests.running import json_or_dead, mock_topics
+
+LINES = int(os.environ.get("FEEDBACK_AGENT_WRITER_LINES", "20000"))
+PROCESSES, THREADS = 8, 4
+"""Of each process: 32 in all."""
+APP_DEAD_SHARE = 0.7
+
+
+class Writers:
+    """``PROCESSES`` apps in one directory, started again where they were killed."""
+
+    def __init__(self, root: Path, work: Path, lines: int) -> None:
+        self.killed = 0
+        self._directory = root / "acme"
+        self._notes = [work / f"notes-{n}" for n in range(PROCESSES)]
+        self._each = lines // (PROCESSES * THREADS)
+        self._running: dict[int, Process] = {}
+
+    async def start(self) -> bool:
+        """Start those that are not done and do not run. Return whether any is left to write."""
+        for n in range(PROCESSES):
+            process = self._running.get(n)
+            if process is not None and process.returncode is None:
+                continue
+            assert process is None or process.returncode in {0, -9}
+            self._running.pop(n, None)
+            if min(self.noted(n)) < self._each:
+                arguments = ["--directory", self._directory, "--notes", self._notes[n]]
+                counts = ["--lines", self._each, "--threads", THREADS]
+                self._running[n] = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "tests.writing", *map(str, [*arguments, *counts])
+                )
+        return bool(self._running)
+
+    async def kill(self, chance: random.Random) -> None:
+        process = self._running[chance.choice(sorted(self._running))]
+        if process.returncode is None:
+            process.kill()
+            self.killed += await process.wait() == -9
+
+    def close(self) -> None:
+        for process in self._running.values():
+            if process.returncode is None:
+                process.kill()
+
+    def noted(self, process: int) -> list[int]:
+        return writing.noted(self._notes[process], THREADS)
+
+    def check(self) -> int:
+        """Assert that every line is on disk, whole; return how many torn ones stand alone."""
+        found, torn = Counter[tuple[str, int]](), 0
+        for path in self._directory.iterdir():
+            content = path.read_bytes()
+            assert content.endswith(b"\n"), path
+            for body in content.split(b"\n")[:-1]:
+                try:
+                    event = json.loads(body)
+                except ValueError:
+                    torn += 1
+                    continue
+                found[event["session_id"], event["metadata"]["n"]] += 1
+        for thread in range(THREADS):
+            for n in range(self._each):
+                assert found[f"s{thread}", n] >= PROCESSES, (thread, n)
+        copies = found.total() - PROCESSES * THREADS * self._each
+        assert copies <= self.killed * THREADS, "each was killed before it noted one"
+        assert torn <= self.killed, "one process tears one line"
+        return torn
+
+
+async def siege(work: Path, topics: Topics, chance: random.Random) -> tuple[Writers, Verdict]:
+    """Write ``LINES`` while somebody kills; then let the agent end in peace and compare."""
+    root = work / "feedback"
+    root.mkdir()
+    write_config(work / "config.yaml", root, work / "state", topics)
+    agent, arrivals = AgentProcess(work / "config.yaml", work / "agent.log"), Arrivals()
+    writers = Writers(root, work, LINES)
+    try:
+        async with Reader(topics, arrivals) as reader:
+            await agent.start()
+            while await writers.start():
+                await asyncio.sleep(chance.uniform(0.05, 0.3))
+                if chance.random() < APP_DEAD_SHARE:
+                    await writers.kill(chance)
+                elif agent.pid is not None:
+                    await agent.kill()
+                else:
+                    await agent.start()
+            if agent.pid is None:
+                await agent.start()
+            await agent.stop()
+            await agent.start()
+            await agent.stop()
+            await reader.caught_up()
+    finally:
+        agent.close()
+        writers.close()
+    verdict = await asyncio.to_thread(compare, sources_below(root), arrivals, json_or_dead)
+    return writers, verdict
+
+
+@pytest.mark.timeout(120 if LINES <= 20_000 else 0)
+async def test_kills_of_apps_and_agent_tear_join_and_lose_no_line(
+    embedded: EmbeddedKafka, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    given: int | None = request.config.getoption("--kills-seed")
+    seed = random.SystemRandom().randrange(1 << 32) if given is None else given
+    print(f"--kills-seed {seed}")  # noqa: T201  shown where the test fails
+
+    topics = mock_topics(embedded)
+    writers, verdict = await siege(tmp_path, topics, random.Random(seed))  # noqa: S311
+
+    torn = writers.check()
+    assert verdict.ok, verdict.examples
+    assert torn == verdict.dead_lettered
+    assert verdict.lines == verdict.delivered + verdict.dead_lettered >= LINES
+    assert writers.killed > 2
+    print(f"killed {writers.killed} apps, torn {torn}, lines {verdict.lines}")  # noqa: T201
