@@ -38,7 +38,7 @@ from collections.abc import Mapping
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 LINE_BYTES_MAX = 786432
 """``source.line_bytes_max`` of the agent, newline not counted: a longer line is a dead letter."""
@@ -115,9 +115,16 @@ class FeedbackWriter:
 
     def write(self, event: Mapping[str, Any]) -> bool:
         """Append one event. ``event_id`` (UUIDv7) and ``timestamp`` are added where it has none."""
+        return self._put(line_of, event)
+
+    def write_line(self, line: bytes) -> bool:
+        """Append a line that the app has encoded itself, its newline included. Adds nothing."""
+        return self._put(checked, line)
+
+    def _put(self, encode: Callable[[Any], bytes], what: Any) -> bool:
         files = self._of_this_process()
         try:
-            files.append(line_of(event), closed=self._closed)
+            files.append(encode(what), closed=self._closed)
         except Refused as refused:
             files.count("refused_" + refused.reason)
             if self._settings.strict:
@@ -501,9 +508,16 @@ def line_of(event: Mapping[str, Any]) -> bytes:
         line = text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: the agent would reject it
         line = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
-    if len(line) > LINE_BYTES_MAX:
+    return checked(line + b"\n")
+
+
+def checked(line: bytes) -> bytes:
+    """Return ``line`` if the agent reads it as one; raises ``Refused``."""
+    if not line or line.find(b"\n") != len(line) - 1:
+        raise Refused("not_json")
+    if len(line) > LINE_BYTES_MAX + 1:
         raise Refused("oversize")
-    return line + b"\n"
+    return line
 
 
 def uuid7(now_ns: int) -> str:

@@ -296,6 +296,24 @@ def test_a_line_is_as_long_as_the_agent_reads_it_and_no_longer(directory: Path) 
     assert [writer.LINE_BYTES_MAX] == [len(line) for line in bodies(directory)]
 
 
+def test_a_line_that_the_app_encoded_is_written_as_it_is(directory: Path) -> None:
+    """But for one that the agent would read as two, or as none."""
+    line = b'{"metadata":{"n":1}}\n'
+    with FeedbackWriter(directory) as w:
+        assert w.write_line(line)
+        wrong = [
+            b"",
+            line[:-1],
+            line + line,
+            b"\n" + line,
+            b"x" * (writer.LINE_BYTES_MAX + 1) + b"\n",
+        ]
+        assert not any(map(w.write_line, wrong))
+        assert 4 == w.stats()["refused_not_json"]
+        assert 1 == w.stats()["refused_oversize"]
+    assert [line[:-1]] == bodies(directory)
+
+
 def test_strict_raises_and_says_why(directory: Path) -> None:
     with FeedbackWriter(directory, strict=True) as w, pytest.raises(Refused, match="not_json"):
         w.write({"v": math.nan})

@@ -2,18 +2,16 @@
 
     python -m agent.demo.app --root DIR --client NAME --seed N --ledger FILE [--lines N] [--rate R]
 
-One JSON object a line, one write(2) a line, ``DIR/NAME/feedback.jsonl``. It rotates by rename
-(``feedback.jsonl`` to ``.1``, ``.1`` to ``.2``, ...), deletes nothing, and, like many an app, goes
-on for a few lines in the file that was renamed under it. So the files themselves say what was
-written; the ledger only counts. Killed and started again it goes on at the next line: the content
-of a line follows from seed, client and sequence number, its times apart.
+One JSON object a line, by ``agent.writer`` into ``DIR/NAME``: a file for each life, rotated by
+rename. It deletes nothing, so the files themselves say what was written; the ledger only counts.
+Killed and started again it goes on at the next line: the content of a line follows from seed,
+client and sequence number, its times apart.
 """
 
 # ruff: noqa: RUF001  people write like this
 
 import argparse
 import json
-import os
 import random
 import signal
 import string
@@ -25,14 +23,15 @@ from pathlib import Path
 from uuid import UUID
 
 from agent.core.reasons import Reason
+from agent.writer import FeedbackWriter
 
-FILE = "feedback.jsonl"
+FILES = "*.jsonl*"
 ROTATE_BYTES = 4 << 20
 BAD_SHARE = 0.005
 ANONYMOUS_SHARE = 0.05
 """Lines without an event_id: the agent makes one."""
-LATE_LINES = 3
-"""Lines that still go to a file after it was renamed."""
+BYTES_MAX = 1 << 50
+"""Nothing is dropped: what was written is on disk for the oracle to see."""
 LEDGER_S = 0.1
 
 _COMMENTS = (
@@ -170,49 +169,27 @@ def defect(fields: object) -> Reason | None:
 
 
 class Log:
-    """The file of one client, rotated by rename. ``written`` and ``rotations`` outlive a crash."""
+    """The files of one client. ``written`` and ``rotations`` outlive a crash."""
 
     def __init__(self, directory: Path, rotate_bytes: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._base = directory / FILE
-        self._rotate_bytes = rotate_bytes
-        self.rotations = len(self._rotated())
-        self.written = sum(_count_lines(path) for path in directory.glob(f"{FILE}*"))
-        self._fd = self._open()
-        self._bytes = os.fstat(self._fd).st_size
-        self._late = 0
+        before = list(directory.glob(FILES))
+        self.written = sum(map(_count_lines, before))
+        self._rotations_before = len(before)
+        self._writer = FeedbackWriter(
+            directory, rotate_bytes=rotate_bytes, bytes_max=BYTES_MAX, strict=True
+        )
+
+    @property
+    def rotations(self) -> int:
+        return self._rotations_before + self._writer.stats().get("rotated", 0)
 
     def append(self, line: bytes) -> None:
-        wrote = os.write(self._fd, line)
-        assert wrote == len(line), "a full disk is not part of the show"
+        """Bad lines are no events: they go as they are. A full disk is not part of the show."""
+        self._writer.write_line(line)
         self.written += 1
-        self._bytes += wrote
-        if self._late:
-            self._late -= 1
-            if not self._late:
-                self.close()
-                self._fd, self._bytes = self._open(), 0
-        elif self._bytes >= self._rotate_bytes:
-            self._rotate()
 
     def close(self) -> None:
-        os.close(self._fd)
-
-    def _rotate(self) -> None:
-        for number in sorted(self._rotated(), reverse=True):
-            self._numbered(number).rename(self._numbered(number + 1))
-        self._base.rename(self._numbered(1))
-        self.rotations += 1
-        self._late = LATE_LINES
-
-    def _rotated(self) -> list[int]:
-        return [int(path.suffix[1:]) for path in self._base.parent.glob(f"{FILE}.*")]
-
-    def _numbered(self, number: int) -> Path:
-        return self._base.with_name(f"{FILE}.{number}")
-
-    def _open(self) -> int:
-        return os.open(self._base, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._writer.close()
 
 
 def _count_lines(path: Path) -> int:
