@@ -133,7 +133,10 @@ def run(config_path: Path | None) -> int:
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of YAML.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the file, for editors.")
-def check(config_path: Path | None, as_json: bool, schema: bool) -> None:
+@click.option(
+    "--output-schema", is_flag=True, help="Print the JSON Schema of an event in the topic."
+)
+def check(config_path: Path | None, as_json: bool, schema: bool, output_schema: bool) -> None:
     """Validate the configuration and print all of it, defaults filled in, secrets masked.
 
     The files that it names are read: rules, schemas, keys, certificates and secrets. A mistake is
@@ -144,9 +147,15 @@ def check(config_path: Path | None, as_json: bool, schema: bool) -> None:
     Examples:
       feedback-agent check --config config.yaml
       feedback-agent check --schema > feedback-agent.schema.json
+      feedback-agent check --output-schema > feedback-event.schema.json
     """
     if schema:
         click.echo(_json(config.json_schema()))
+        return
+    if output_schema:
+        from agent.core import output_schema as output
+
+        click.echo(_json(output.json_schema()))
         return
     loaded = _load(config_path)
     _read_files(loaded)

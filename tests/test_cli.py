@@ -138,6 +138,17 @@ def test_check_prints_the_schema_without_a_configuration(monkeypatch: pytest.Mon
     assert "object" == json.loads(result.stdout)["type"]
 
 
+def test_check_prints_the_schema_of_events_without_a_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(BROKERS)
+
+    result = call("check", "--output-schema")
+
+    assert 0 == result.exit_code
+    assert 5 == len(json.loads(result.stdout)["oneOf"])
+
+
 def test_the_file_is_the_option_else_the_variable_else_the_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
