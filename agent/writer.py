@@ -54,7 +54,8 @@ class Refused(Exception):
 
     ``not_json`` (no object, NaN or Infinity in it, a value that is none of JSON), ``oversize``,
     ``disk`` (full or failing), ``full`` (``bytes_max``, with ``when_full="refuse"``), ``queue``
-    (``queue_bytes_max``), ``busy`` (another thread holds the disk for ``wait_s``), ``closed``.
+    (``queue_bytes_max``), ``busy`` (another thread holds the disk for ``wait_s``), ``closed``;
+    ``error`` is any other exception, a bug.
     """
 
     def __init__(self, reason: str) -> None:
@@ -125,8 +126,8 @@ class FeedbackWriter:
         files = self._of_this_process()
         try:
             files.append(encode(what), closed=self._closed)
-        except Refused as refused:
-            files.count("refused_" + refused.reason)
+        except Exception as error:  # whatever it is, it is not worth a request of the app
+            files.count("refused_" + getattr(error, "reason", "error"))
             if self._settings.strict:
                 raise
             return False
@@ -433,7 +434,9 @@ class _Files:
         if over > 0 and self._settings.when_full == "refuse":
             raise Refused("full")
         for _, size, path in sorted(finished):
-            if over > 0:
+            if over <= 0:
+                break
+            with contextlib.suppress(OSError):  # another process was first, or it is another's
                 os.unlink(path)
                 self.count("dropped_files")
                 self.count("dropped_bytes", size)
@@ -458,8 +461,9 @@ class _Queue(_Files):
             if self._queued + len(line) > self._settings.queue_bytes_max:
                 raise Refused("queue")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, daemon=True)
+                thread.start()
+                self._thread = thread
             self._lines.append(line)
             self._queued += len(line)
             self._changed.notify_all()
@@ -500,7 +504,8 @@ def line_of(event: Mapping[str, Any]) -> bytes:
         if fields.get("event_id") is None:
             fields["event_id"] = uuid7(now_ns)
         if fields.get("timestamp") is None:
-            fields["timestamp"] = _utc(datetime.fromtimestamp(now_ns / 1e9, timezone.utc))
+            at = datetime.fromtimestamp(now_ns / 1e9, timezone.utc)
+            fields["timestamp"] = at.isoformat(timespec="microseconds")
         text = _encode(fields)
     except Exception as error:  # an app's own object may raise anything
         raise Refused("not_json") from error

@@ -600,6 +600,34 @@ def test_it_may_refuse_instead_until_there_is_room(
         assert w.write(numbered(1))
 
 
+def test_a_file_that_cannot_be_dropped_costs_no_event(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may have dropped it first."""
+
+    def gone(path: str) -> None:
+        raise FileNotFoundError(path)
+
+    with FeedbackWriter(directory, rotate_bytes=10_000, bytes_max=50_000) as w:
+        monkeypatch.setattr(os, "unlink", gone)
+        assert all(w.write(numbered(n, PAD)) for n in range(100))
+        assert "dropped_files" not in w.stats()
+
+
+def test_a_thread_that_cannot_be_started_is_no_error_of_the_app(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with AsyncFeedbackWriter(directory) as w:
+        assert not w.write(EVENT)
+        assert {"refused_error": 1} == w.stats()
+        monkeypatch.undo()
+        assert w.write(EVENT)
+
+
 def test_files_of_another_name_are_none_of_its_business(directory: Path) -> None:
     directory.mkdir(parents=True)
     names = ["feedback-other-20260101T000000Z-1-00000000.jsonl.1", "feedback.jsonl.1", "x"]
