@@ -132,6 +132,19 @@ def test_every_header_is_said() -> None:
     assert made <= set(re.findall(r"^\| (?:header )?`([a-z_]+)` \|", text, re.MULTILINE))
 
 
+def test_consumers_are_told_every_header() -> None:
+    text = (ROOT / "docs/consumers.md").read_text()
+    assert headers_made() <= set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["apps.md", "consumers.md"])
+def test_every_key_that_apps_and_consumers_are_told_of_exists(name: str) -> None:
+    ours = re.compile(r"(source|schema|kafka|dlq|in_flight|redact)\.[a-z_.]+")
+    named = {word for word in quoted((ROOT / "docs" / name).read_text()) if ours.fullmatch(word)}
+    assert named
+    assert named <= keys()
+
+
 def test_the_namespace_of_derived_ids_is_said() -> None:
     assert NAMESPACE.hex() in EVENTS.replace("-", "")
 
