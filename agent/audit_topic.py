@@ -168,11 +168,12 @@ class AuditTopic:
         now_ms = int(self._clock.wall() * 1000)
         builder: wire.Builder | None = None
         for line in lines:
-            if builder is None or not builder.append(now_ms, self._key, line.text, []):
+            record: wire.PlainRecord = now_ms, self._key, line.text, []
+            if builder is None or not builder.extend((record,)):
                 if builder is not None:
                     yield builder.seal(self._codec)
                 builder = wire.Builder(partition, bytes_max, self._clock.monotonic())
-                builder.append(now_ms, self._key, line.text, [])
+                builder.extend((record,))
             builder.hold(read)
         assert builder is not None
         yield builder.seal(self._codec)

@@ -4,14 +4,15 @@ Builders outlive chunks, so twelve partitions do not mean twelve small batches a
 only, but for ``Builders.one`` and ``Builders.fits``.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from agent import wire
 from agent.core.batch import Batch, Pace
 from agent.core.ledger import Chunk
 from agent.core.partition import crc32_partition, murmur2_partition
-from agent.core.record import KafkaRecord
+from agent.wire import PlainRecord
 
 UNPARTITIONED = -1
 """The partition of a batch for the spool: records in read order, to be partitioned on replay."""
@@ -72,20 +73,28 @@ class Builders:
         if topic is not None:
             self.partitions = topic.partitions
 
-    def add(self, chunk: Chunk, timestamp_ms: int, record: KafkaRecord, now_s: float) -> None:
-        key, value, headers = record
-        at = _ONLY if key is None else self._partition_of(key, self.partitions)
-        builder = self._open.get(at)
-        if builder is None or not builder.append(timestamp_ms, key, value, headers):
-            if builder is not None:
+    def add(self, chunk: Chunk, records: Iterable[PlainRecord], now_s: float) -> None:
+        """Take what was made of ``chunk``: each record goes behind those of its partition."""
+        partition_of, partitions = self._partition_of, self.partitions
+        places: defaultdict[int, list[PlainRecord]] = defaultdict(list)
+        for record in records:
+            key = record[1]
+            places[_ONLY if key is None else partition_of(key, partitions)].append(record)
+        for at, ordered in places.items():
+            self._fill(at, chunk, ordered, now_s)
+
+    def _fill(self, at: int, chunk: Chunk, records: list[PlainRecord], now_s: float) -> None:
+        taken = 0
+        while taken < len(records):
+            builder = self._open.get(at) or self._builder(at, now_s)
+            before, room = builder.count, self._pace.records_max - builder.count
+            fits = builder.extend(records[taken : taken + room])
+            if builder.count > before:
+                builder.hold(chunk)
+            taken += builder.count - before
+            if not fits or builder.count >= self._pace.records_max:
                 self._pace.sealed(builder.count, full=True)
                 self._seal(at)
-            builder = self._builder(at, now_s)
-            builder.append(timestamp_ms, key, value, headers)
-        builder.hold(chunk)
-        if builder.count >= self._pace.records_max:
-            self._pace.sealed(builder.count, full=True)
-            self._seal(at)
 
     def seal_due(self, now_s: float) -> None:
         """Seal what has been open for its window."""

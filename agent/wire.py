@@ -31,6 +31,10 @@ _MAGIC = 2
 HEADER_BYTES = _HEADER.size
 
 
+PlainRecord = tuple[int, bytes | None, bytes, Headers]
+"""A ``Record`` for the hot path: a named one costs as much as its headers."""
+
+
 class Record(NamedTuple):
     """One Kafka record. ``timestamp_ms`` is its create time."""
 
@@ -66,29 +70,28 @@ def _gzip(level: int) -> Callable[[bytes], bytes]:
 class Builder:
     """An open batch of one partition: records are appended until it is full, then sealed."""
 
-    __slots__ = ("_builder", "chunks", "count", "first_ms", "max_ms", "opened_at_s", "partition")
+    __slots__ = ("_append", "_build", "chunks", "count", "opened_at_s", "partition")
 
     def __init__(self, partition: int, bytes_max: int, opened_at_s: float) -> None:
         self.partition = partition
         self.opened_at_s = opened_at_s
         self.count = 0
-        self.first_ms = self.max_ms = 0
         self.chunks: list[Chunk] = []
-        self._builder = DefaultRecordBatchBuilder(_MAGIC, 0, 0, -1, -1, -1, bytes_max)
+        builder = DefaultRecordBatchBuilder(_MAGIC, 0, 0, -1, -1, -1, bytes_max)
+        self._append, self._build = builder.append, builder.build
 
-    def append(self, timestamp_ms: int, key: bytes | None, value: bytes, headers: Headers) -> bool:
-        """Take a record; False if the batch is too full for it.
+    def extend(self, records: Iterable[PlainRecord]) -> bool:
+        """Take records in order, until one is too many; False if one was. ``count`` tells which.
 
         The first record is always taken, whatever its size: see the length of ``Batch.payload``.
         """
-        count = self.count
-        if self._builder.append(count, timestamp_ms, key, value, headers) is None:
-            return False
-        if count == 0:
-            self.first_ms = self.max_ms = timestamp_ms
-        elif timestamp_ms > self.max_ms:
-            self.max_ms = timestamp_ms
-        self.count = count + 1
+        append, count = self._append, self.count
+        for timestamp_ms, key, value, headers in records:
+            if append(count, timestamp_ms, key, value, headers) is None:
+                self.count = count
+                return False
+            count += 1
+        self.count = count
         return True
 
     def hold(self, chunk: Chunk) -> None:
@@ -100,14 +103,16 @@ class Builder:
     def seal(self, codec: Codec) -> Batch:
         """Compress what was appended. The builder must not be used afterwards."""
         assert self.count, "an empty batch would settle nothing"
-        section = bytes(memoryview(self._builder.build())[HEADER_BYTES:])
+        built = self._build()
+        *_, first_ms, max_ms, _, _, _, _ = _HEADER.unpack_from(built)
+        section = bytes(memoryview(built)[HEADER_BYTES:])
         return Batch(
             partition=self.partition,
             count=self.count,
             payload=codec.compress(section),
             codec=codec.number,
-            first_ms=self.first_ms,
-            max_ms=self.max_ms,
+            first_ms=first_ms,
+            max_ms=max_ms,
             raw_bytes=len(section),
             opened_at_s=self.opened_at_s,
             chunks=self.chunks,
@@ -176,11 +181,11 @@ def repartition(
     for batch, record in in_file_order(records_of):
         partition = partition_of(record.key, batch.partition)
         builder = fresh.get(partition)
-        if builder is None or not builder.append(*record):
+        if builder is None or not builder.extend((record,)):
             if builder is not None:
                 sealed.append(builder.seal(codec))
             builder = fresh[partition] = Builder(partition, bytes_max, batch.opened_at_s)
-            builder.append(*record)
+            builder.extend((record,))
     return sealed + [builder.seal(codec) for builder in fresh.values()]
 
 
@@ -199,8 +204,7 @@ def split(batch: Batch, codec: Codec) -> tuple[Batch, Batch]:
 def reseal(batch: Batch, chosen: list[Record], codec: Codec) -> Batch:
     """Seal ``chosen`` in place of ``batch``: same partition, same chunks, not counted anew."""
     builder = Builder(batch.partition, 1 << 30, batch.opened_at_s)
-    for record in chosen:
-        builder.append(*record)
+    builder.extend(chosen)
     sealed = builder.seal(codec)
     sealed.chunks = list(batch.chunks)
     return sealed

@@ -180,7 +180,7 @@ def batch_of(
     """Return a sealed batch, a record a value, that holds lines of ``chunks``."""
     builder = Builder(partition, 1 << 20, 0.0)
     for value in values:
-        builder.append(int(WALL_S * 1000), key, value, [("event_id", value[:16])])
+        builder.extend([(int(WALL_S * 1000), key, value, [("event_id", value[:16])])])
     for chunk in chunks:
         builder.hold(chunk)
     return builder.seal(compressed)

@@ -708,7 +708,8 @@ async def test_a_replayed_dead_letter_that_is_refused_shrinks_and_arrives(
     room.kafka.fail("topic_missing")
     chunk = Chunk(room.file, 0, 1, b"", lines=1)
     builder = wire.Builder(UNPARTITIONED, MIB, 0.0)
-    builder.append(0, b"k", b"x" * 500, [("reason", b"not_json"), ("source", b"1;s;0;0;501")])
+    headers = [("reason", b"not_json"), ("source", b"1;s;0;0;501")]
+    builder.extend([(0, b"k", b"x" * 500, headers)])
     builder.hold(chunk)
     room.file.reserve(chunk)
     room.way.admit(builder.seal(PLAIN))

@@ -41,8 +41,7 @@ RECORDS = st.lists(RECORD, min_size=1, max_size=30)
 
 def sealed(records: list[Record], compressed: Codec = PLAIN, partition: int = 3) -> Batch:
     builder = Builder(partition, 1 << 20, 7.5)
-    for record in records:
-        assert builder.append(*record)
+    assert builder.extend(records)
     return builder.seal(compressed)
 
 
@@ -221,9 +220,9 @@ def test_resealing_takes_no_more_memory_than_its_records() -> None:
 
 def test_a_full_batch_takes_no_more_and_stays_as_it_was() -> None:
     builder = Builder(0, 300, 0.0)
-    assert builder.append(5, None, b"x" * 150, [])
+    assert builder.extend([(5, None, b"x" * 150, [])])
 
-    assert not builder.append(9, None, b"y" * 150, [])
+    assert not builder.extend([(9, None, b"y" * 150, [])])
 
     batch = builder.seal(PLAIN)
     assert [Record(5, None, b"x" * 150, [])] == wire.records(batch)
@@ -234,8 +233,8 @@ def test_a_full_batch_takes_no_more_and_stays_as_it_was() -> None:
 def test_the_first_record_is_taken_whatever_its_size() -> None:
     builder = Builder(0, 300, 0.0)
 
-    assert builder.append(5, None, b"x" * 10_000, [])
-    assert not builder.append(5, None, b"y", [])
+    assert builder.extend([(5, None, b"x" * 10_000, [])])
+    assert not builder.extend([(5, None, b"y", [])])
     assert [b"x" * 10_000] == [record.value for record in wire.records(builder.seal(PLAIN))]
 
 
@@ -323,7 +322,7 @@ def test_a_topic_whose_limit_shrank_gets_what_was_open_to_halve() -> None:
     )
     (chunk,) = chunks_of(Ledger(0, b""), 10)
     for value in (b"a" * 300, b"b" * 300):
-        dead_letters.lines.add(chunk, 0, (b"key", value, [("reason", b"schema")]), 0.0)
+        dead_letters.lines.add(chunk, [(0, b"key", value, [("reason", b"schema")])], 0.0)
     topics[0] = FakeTopic(partitions=1, message_bytes_max=500)
 
     sealed_now = chunker.seal_all()

@@ -1,8 +1,8 @@
-"""Bytes of one line in, an event or a rejection out. Total: never raises. Pure.
+"""Lines in, an event or a rejection for each out. Total: never raises. Pure.
 
 Two ways lead through this room and agree on every line (tests hold them to it):
 
-    plain line   one decode in C, then a few tests of fixed shapes         most lines
+    plain line   many at once, see ``core/plain``                          most lines
     any other    decode to a dict, clean, split off what we do not know,   unknown fields, control
                  convert, and name what is wrong                           characters, bad lines,
                                                                            types by JSON Schema
@@ -12,43 +12,32 @@ rejects is written once. A line with unknown fields pays for both. A line of eig
 plain way, 7 us with an unknown field, 10 us by a JSON Schema, of which 1 us is the schema itself.
 """
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from agent.core import events
-from agent.core.controls import BACKSLASH, DEL, cleaned, may_hold_controls
+from agent.core.controls import cleaned, may_hold_controls
 from agent.core.diagnosis import UNREADABLE, Rejection, explain, refuse
-from agent.core.events import Event, ExperimentResult, PerformanceMetrics, UnknownEvent
-from agent.core.formats import (
-    DIGITS,
-    HEX_DIGITS,
-    TIMESTAMP_SHAPES,
-    UUID_SHAPE,
-    canonical_uuid,
-    epoch_s,
-    is_canonical_uuid,
-)
+from agent.core.events import Event, KnownEvent, PerformanceMetrics, UnknownEvent
+from agent.core.formats import canonical_uuid, is_canonical_uuid
+from agent.core.plain import all_right, plain_events, right, total_too_small
 from agent.core.policy import SchemaPolicy
 from agent.core.reasons import Reason
+from agent.core.recency import Recency
 from agent.core.schemas import NO_SCHEMAS, CustomType, Schemas, plain_decoder
 
-AHEAD_MAX_S: Final = 300.0
-"""A timestamp further ahead of the reader's clock is suspect."""
-
-_from_iso = datetime.fromisoformat  # bound once: the look-up costs as much as the call
 _Fields = dict[str, Any]
 
 
 class Decoded(Struct, gc=False):
-    """An accepted line.
+    """An accepted line of which there is more to say than its event.
 
     Attributes:
         event: ``UnknownEvent`` is a line of an unknown type that the policy lets pass.
-        suspect: The timestamp is more than ``AHEAD_MAX_S`` ahead or older than the policy allows.
+        suspect: The timestamp is too far ahead or older than the policy allows: ``core/recency``.
         extras: Top-level fields that are none of ``event``, to be redacted and shipped like the
             rest.
         removed: Control characters that were taken out of strings and keys.
@@ -71,7 +60,6 @@ _UUID_REASONS: Final[dict[str, Reason]] = {
     "request_id": "schema",
     "experiment_id": "schema",
 }
-_ENTRIES_MAX: Final = events.METADATA_ENTRIES_MAX
 _FIELD_NAMES: Final[dict[type[Event], frozenset[str]]] = {
     UnknownEvent: frozenset(UnknownEvent.__struct_fields__),
     events.CustomEvent: frozenset(events.CustomEvent.__struct_fields__),
@@ -81,63 +69,42 @@ _NO_PARTS: Final[dict[str, type[events.Part]]] = {}
 
 
 class Decoder:
-    """Decode lines under one policy. Its only state is the last ``now_s`` and what follows of it:
-    best called with one reading of the clock per chunk. ``schemas`` add types and replace some."""
+    """Decode lines under one policy. ``schemas`` add types and replace some. Best called with one
+    reading of the clock per chunk: what follows of it is kept."""
 
     def __init__(self, policy: SchemaPolicy, schemas: Schemas | None = None) -> None:
         self._policy = policy
         self._custom = (schemas or NO_SCHEMAS).types
         self._plain = plain_decoder(self._custom)
-        self._set_now(0.0)
+        self._recency = Recency(policy.age_max_s)
 
     def decode(self, line: bytes, now_s: float) -> Decoded | Rejection:
-        """Decode one line, without its newline; ``now_s`` is seconds since 1970 UTC. Total."""
-        if (BACKSLASH in line or DEL in line or not line.isascii()) and may_hold_controls(line):
-            return self._decode_doubtful(line, now_s)
-        try:
-            event = self._plain(line)
-        except UNREADABLE:
-            return self._decode_doubtful(line, now_s)
-        event_id, request_id, kind = event.event_id, event.request_id, type(event)
-        if (
-            (event_id is not None and event_id.encode().translate(HEX_DIGITS) != UUID_SHAPE)
-            or (request_id is not None and request_id.encode().translate(HEX_DIGITS) != UUID_SHAPE)
-            or (kind is ExperimentResult and not is_canonical_uuid(event.experiment_id))
-            or (kind is PerformanceMetrics and _total_too_small(event))
-            or ((metadata := event.metadata) is not None and len(metadata) > _ENTRIES_MAX)
-        ):
-            return self._decode_doubtful(line, now_s)
-        timestamp = event.timestamp
-        suspect = timestamp is not None and self._suspect(timestamp, now_s)
+        """Decode one line. See ``decode_all``."""
+        (found,) = self.decode_all((line,), now_s)
+        return found if isinstance(found, Decoded | Rejection) else Decoded(found)
+
+    def decode_all(self, lines: Sequence[bytes], now_s: float) -> list[Event | Decoded | Rejection]:
+        """Decode each of ``lines``, without their newlines. Total.
+
+        ``now_s`` is seconds since 1970 UTC. A plain event means ``Decoded(event)``.
+        """
+        self._recency.set_now(now_s)
+        plain = plain_events(lines, self._plain)
+        sound = all_right([event for event in plain if event is not None], self._recency)
+        return [
+            event if sound and event is not None else self._one(event, line)
+            for event, line in zip(plain, lines, strict=True)
+        ]
+
+    def _one(self, event: KnownEvent | None, line: bytes) -> Event | Decoded | Rejection:
+        if event is None or not right(event):
+            return self._decode_doubtful(line)
+        suspect = event.timestamp is not None and self._recency.suspect(event.timestamp)
         if suspect is None:
-            return self._decode_doubtful(line, now_s)
-        return Decoded(event, suspect) if suspect else Decoded(event)
+            return self._decode_doubtful(line)
+        return Decoded(event, suspect) if suspect else event
 
-    def _suspect(self, timestamp: str, now_s: float) -> bool | None:
-        """Return whether the timestamp is too far from ``now_s``, None if it is malformed."""
-        if now_s != self._now_s:
-            self._set_now(now_s)
-        if timestamp.encode().translate(DIGITS) in TIMESTAMP_SHAPES and (
-            timestamp[-1] == "Z" or timestamp[-2] < "6"  # fromisoformat takes +00:99
-        ):
-            try:
-                if self._oldest <= _from_iso(timestamp) <= self._latest:
-                    return False
-            except ValueError:
-                pass  # out of range, or a leap second
-        at_s = epoch_s(timestamp)
-        return None if at_s is None else not self._oldest_s <= at_s <= self._latest_s
-
-    def _set_now(self, now_s: float) -> None:
-        age_max_s = self._policy.age_max_s
-        self._now_s, self._latest_s = now_s, now_s + AHEAD_MAX_S
-        self._latest = datetime.fromtimestamp(self._latest_s, UTC)
-        self._oldest_s, self._oldest = float("-inf"), datetime.min.replace(tzinfo=UTC)
-        if age_max_s is not None and now_s - age_max_s > self._oldest.timestamp():
-            self._oldest_s = now_s - age_max_s
-            self._oldest = datetime.fromtimestamp(self._oldest_s, UTC)
-
-    def _decode_doubtful(self, line: bytes, now_s: float) -> Decoded | Rejection:
+    def _decode_doubtful(self, line: bytes) -> Decoded | Rejection:
         try:
             fields = _any_object(line)
         except UNREADABLE:
@@ -156,7 +123,7 @@ class Decoder:
             return Rejection("unknown_type", "type: not one of the known types")
         elif fields.get("session_id") is None and "session" in fields:
             fields["session_id"] = fields.pop("session")
-        decoded = self._convert(fields, kind, now_s, custom)
+        decoded = self._convert(fields, kind, custom)
         if isinstance(decoded, Decoded):
             decoded.removed = removed
         elif kind is not UnknownEvent:
@@ -164,7 +131,7 @@ class Decoder:
         return decoded
 
     def _convert(
-        self, fields: _Fields, kind: type[Event], now_s: float, custom: CustomType | None
+        self, fields: _Fields, kind: type[Event], custom: CustomType | None
     ) -> Decoded | Rejection:
         known, extras, parts = _split(fields, kind)
         wrong = _canonicalise(known)
@@ -177,7 +144,7 @@ class Decoder:
             return wrong
         suspect: bool | None = False
         if (timestamp := known.get("timestamp")) is not None:
-            suspect = self._suspect(timestamp, now_s) if isinstance(timestamp, str) else None
+            suspect = self._recency.suspect(timestamp) if isinstance(timestamp, str) else None
         if suspect is None:
             return Rejection("schema", "timestamp: not RFC 3339 with an offset")
         try:
@@ -201,13 +168,6 @@ class Decoder:
         return Rejection("extra_too_large", detail)
 
 
-def _total_too_small(event: PerformanceMetrics) -> bool:
-    total = event.tokens_total
-    return total is not None and (
-        total < (event.tokens_input or 0) or total < (event.tokens_output or 0)
-    )
-
-
 def _too_many_entries(metadata: _Fields) -> bool:
     return (
         len(metadata) > events.METADATA_ENTRIES_MAX
@@ -218,7 +178,7 @@ def _too_many_entries(metadata: _Fields) -> bool:
 def _contradiction(event: Event) -> Rejection | None:
     if event.metadata is not None and _too_many_entries(event.metadata):
         return Rejection("schema", f"metadata: more than {events.METADATA_ENTRIES_MAX} entries")
-    if type(event) is PerformanceMetrics and _total_too_small(event):
+    if type(event) is PerformanceMetrics and total_too_small(event):
         return Rejection("schema", "tokens_total: less than tokens_input or tokens_output")
     return None
 

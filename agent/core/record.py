@@ -87,46 +87,52 @@ class Recorder:
         }
         assert self._own.keys() == events.COLLECTOR_KEYS, "decode leaves them out of its count"
         self._key_of = _key_of(policy.key, origin.client)
-        self._source = f"1;{origin.source_id};{origin.generation};"
+        self._source = f"1;{origin.source_id};{origin.generation};".encode()
         # No part can run into the next one: the node is a name, the others are numbers.
         parts = (origin.inode, origin.birth_ns, origin.inode_generation, origin.generation)
         self._id_prefix = "\0".join((origin.node, *map(str, parts), "")).encode()
 
     def record(
-        self, decoded: Decoded, line: bytes, start: int, end: int, now_text: str
+        self, decoded: Event | Decoded, line: bytes, start: int, end: int, now_text: str
     ) -> KafkaRecord:
         """Enrich ``decoded`` in place, after it was redacted, and encode it.
 
         Args:
-            decoded: What ``line`` was decoded to.
+            decoded: What ``line`` was decoded to; see ``core.decode``.
             line: As it stood at ``[start, end)``, newline left off; only a missing id needs it.
             start: Byte offset of the line.
             end: Byte offset after its newline.
             now_text: RFC 3339; the time of reading, for a line without a timestamp.
         """
-        event, extras = decoded.event, decoded.extras
+        suspect, cut, extras = False, False, None
+        if isinstance(decoded, Decoded):
+            event, extras = decoded.event, decoded.extras
+            suspect, cut = decoded.suspect, decoded.cut
+        else:
+            event = decoded
         version = event.schema_version
+        if version is None or version == events.SCHEMA_VERSION:
+            event.schema_version = events.SCHEMA_VERSION
+            schema_version = _VERSION_DEFAULT
+        else:
+            schema_version = "schema_version", version.encode()
         headers = [
             _EVENT_TYPE.get(type(event)) or _other_type(event, extras),
-            _VERSION_DEFAULT
-            if version is None or version == events.SCHEMA_VERSION
-            else ("schema_version", version.encode()),
-            ("source", f"{self._source}{start};{end}".encode()),
+            schema_version,
+            ("source", b"%b%d;%d" % (self._source, start, end)),
         ]
-        if version is None:
-            event.schema_version = events.SCHEMA_VERSION
         if event.event_id is None:
             event.event_id = self.derived_id(line, start)
         if event.timestamp is None:
             event.timestamp = now_text
             headers.append(_TIMESTAMP_AGENT)
-        elif decoded.suspect:
+        elif suspect:
             headers.append(_TIMESTAMP_SUSPECT)
         if type(event) is UnknownEvent:
             headers.append(_SCHEMA_UNKNOWN)
         if self._redactor is not None:
             headers.append(self._redactor.header)
-            if decoded.cut:
+            if cut:
                 headers.append(("cut", b"%d" % len(line)))
         self._enrich(event, extras, headers)
         value = _encode(event)
@@ -165,7 +171,7 @@ class Recorder:
         whole. The key is the place of the line, so copies of one dead letter share it.
         """
         whole = len(line) if length is None else length
-        place = f"{self._source}{start};{end}".encode()
+        place = b"%b%d;%d" % (self._source, start, end)
         shown = self._shown(line, rejection, torn=whole > len(line))
         if shown is FAILED:
             rejection = FAILED

@@ -391,3 +391,44 @@ def test_every_known_type_has_a_full_line_here() -> None:
     kinds = {type(accepted(whole).event) for whole in FULL}
 
     assert set(KnownEvent.__args__) == kinds
+
+
+TOGETHER = [
+    *(json.dumps(fields).encode() for fields in FULL),
+    *(LINE, b"", b"{", b"[1]", b"[" * 99_000, b'{"type":"taxi"}', b'{"type":"user_feedback"}'),
+    *(
+        json.dumps(feedback(**fields)).encode()
+        for fields in (
+            {"event_id": UUID},
+            {"event_id": UUID.upper()},
+            {"event_id": UUID[:-1]},
+            {"event_id": "0" + UUID},
+            {"event_id": UUID + "\n" + UUID},
+            {"event_id": ""},
+            {"request_id": "x"},
+            {"timestamp": "2026-11-23T10:00:00Z"},
+            {"timestamp": "2026-11-23T12:00:00Z"},
+            {"timestamp": "2026-02-30T10:00:00Z"},
+            {"timestamp": "2026-11-23T10:00:00Z\n2026-11-23T10:00:00Z"},
+            {"timestamp": ""},
+            {"metadata": dict.fromkeys(map(str, range(65)), 0)},
+            {"comment": "\u0001"},
+            {"x": 1},
+        )
+    ),
+    b'{"type":"performance_metrics","model_id":"m","latency_ms":1,"tokens_input":2,"tokens_total":1}',
+    b'{"type":"experiment_result","experiment_id":"x","variant_id":"v"}',
+]
+
+
+@given(st.lists(st.sampled_from(TOGETHER), max_size=8))
+@example([TOGETHER[len(FULL) + 9], TOGETHER[len(FULL) + 10]])
+def test_lines_together_are_what_each_is_alone(lines: list[bytes]) -> None:
+    """Of many at once each shape is tested in one text: none may make up for its neighbour, as one
+    id that is too short would for the next one that is too long."""
+    decoder = Decoder(SchemaPolicy(age_max_s=3600))
+    together = decoder.decode_all(lines, NOW_S)
+    alone = [decoder.decode(line, NOW_S) for line in lines]
+    assert alone == [
+        one if isinstance(one, Decoded | Rejection) else Decoded(one) for one in together
+    ]

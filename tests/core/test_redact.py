@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.core.decode import Decoded, Decoder
-from agent.core.events import UserFeedback
+from agent.core.diagnosis import Rejection
+from agent.core.events import Event, UserFeedback
 from agent.core.folding import _FOREIGN, folded, folds
 from agent.core.policy import SchemaPolicy
 from agent.core.redact import (
@@ -410,3 +411,34 @@ def test_only_the_kinds_that_are_wanted_are_looked_for() -> None:
     text = f"{EMAIL} {CARD}"
     assert "[EMAIL] " + CARD == Redactor(Redaction(version="1", kinds=("email",))).text(text)
     assert tuple(RULES) == KINDS
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["a", "a_number", EMAIL, ":"]) | texts,
+            texts
+            | st.integers(-(2**53), 2**53)
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.lists(texts | st.integers(0, 2**53), max_size=3),
+            max_size=3,
+        ),
+        max_size=4,
+    )
+)
+@example([{"a": ":4111111111111111,"}])
+@example([{"a": 'x":4111111111111111,'}])
+@example([{"a": 1234567890123}, {"a": CARD}, {"a": 0.1234567}])
+def test_events_together_are_redacted_as_each_is_alone(metadata: list[dict[str, Any]]) -> None:
+    """The cheap test of many at once passes over numbers of JSON, and over nothing else."""
+    lines = [
+        {"type": "user_feedback", "session_id": "s", "metadata": fields} for fields in metadata
+    ]
+    together: list[Event | Decoded | Rejection] = [decoded_of(line).event for line in lines]
+    alone = [REDACTOR.event(decoded_of(line)) for line in lines]
+    REDACTOR.events(together)
+    assert [_event(one) for one in alone] == [_event(one) for one in together]
+
+
+def _event(one: Event | Decoded | Rejection) -> Event | Rejection:
+    return one.event if isinstance(one, Decoded) else one
