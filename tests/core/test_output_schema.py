@@ -9,6 +9,7 @@ from agent.core import events
 from agent.core.decode import Decoded, Decoder
 from agent.core.output_schema import json_schema
 from agent.core.policy import SchemaPolicy
+from agent.core.redact import Redaction, Redactor
 from agent.demo.app import make_line
 from tests.core.test_record import recorder
 
@@ -52,6 +53,8 @@ def problem(value: Any, schema: dict[str, Any]) -> str | None:  # noqa: C901, PL
                 found = f"above {of}" if value > of else None
             case "minLength":
                 found = "too short" if len(value) < of else None
+            case "maxLength":
+                found = "too long" if len(value) > of else None
             case "maxItems":
                 found = "too many" if len(value) > of else None
             case _:
@@ -67,6 +70,7 @@ def value_of(line: bytes) -> Any:
     decoded = Decoder(SchemaPolicy()).decode(line, NOW_S)
     if not isinstance(decoded, Decoded):
         return None
+    assert decoded is Redactor(Redaction(version="1")).event(decoded)
     _, value, _ = recorder().record(decoded, line, 0, len(line) + 1, "2026-01-01T00:00:00Z")
     return json.loads(value)
 
@@ -115,3 +119,11 @@ def test_every_field_of_every_type_is_in_it() -> None:
         of = SCHEMA["$defs"][kind.__name__]
         assert {"type", *kind.__struct_fields__} == of["properties"].keys()
         assert [name] == of["properties"]["type"]["enum"]
+
+
+def test_what_markers_made_longer_fits_too() -> None:
+    comment = ("::1 " * 2500).strip()
+    value = value_of(b'{"type":"user_feedback","session_id":"s","comment":"%b"}' % comment.encode())
+    assert comment != value["comment"]
+    assert problem(value, SCHEMA) is None
+    assert problem(value | {"comment": "x" * 10_001}, SCHEMA) is not None
