@@ -271,11 +271,12 @@ def _audit_path(config_path: Path | None) -> Path:
 
 def _read_files(loaded: config.Config) -> None:
     """Read what the agent would. Raises ``ConfigError``."""
-    from agent import redaction, schemas
+    from agent import codecs, redaction, schemas
 
     redaction.load(loaded.redact)
     schemas.load(loaded.schema)
     kafka = loaded.kafka
+    codecs.codec(kafka.compression, kafka.compression_level)
     if kafka.tls.enabled or kafka.sasl.mechanism != "none":
         from agent import clock, credentials
 

@@ -10,15 +10,18 @@ Format: https://kafka.apache.org/documentation/#recordbatch
 
 import struct
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import NamedTuple, TypeVar
 
 from aiokafka.record._crecords.cutil import crc32c_cython
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
-from isal import igzip
 
+from agent import codecs
 from agent.core.batch import Batch
 from agent.core.ledger import Chunk
 
+Codec = codecs.Codec
+codec = codecs.codec
 Headers = list[tuple[str, bytes]]
 T = TypeVar("T")
 
@@ -42,29 +45,6 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes
     headers: Headers
-
-
-class Codec(NamedTuple):
-    """How a records section is compressed; ``number`` is Kafka's attribute for it."""
-
-    number: int
-    compress: Callable[[bytes], bytes]
-
-
-def codec(compression: str, level: int | None) -> Codec:
-    """Return the codec named ``gzip`` or ``none``. gzip levels up to 3 are isal's own."""
-    if compression == "none":
-        return Codec(0, bytes)
-    assert compression == "gzip", compression
-    return Codec(1, _gzip(1 if level is None else level))
-
-
-def _gzip(level: int) -> Callable[[bytes], bytes]:
-    if level <= igzip._COMPRESS_LEVEL_BEST:  # noqa: SLF001 - 3; beyond it isal has no level
-        return lambda section: igzip.compress(section, level, mtime=0)
-    import gzip  # only who asks for ratio pays for it
-
-    return lambda section: gzip.compress(section, level, mtime=0)
 
 
 class Builder:
@@ -147,9 +127,11 @@ def stamp(batch: Batch, producer_id: int, producer_epoch: int, base_sequence: in
 
 def records(batch: Batch) -> list[Record]:
     """Decode a sealed batch again: to cut it, or to move its records elsewhere."""
+    plain = copy(batch)
+    plain.payload, plain.codec = codecs.decompress(batch.codec, batch.payload), 0
     return [
         Record(record.timestamp, record.key, record.value or b"", _headers(record.headers))
-        for record in DefaultRecordBatch(bytes(stamp(batch, -1, -1, -1)))
+        for record in DefaultRecordBatch(bytes(stamp(plain, -1, -1, -1)))
     ]
 
 

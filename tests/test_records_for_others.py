@@ -191,7 +191,7 @@ def test_event_time_is_the_records_time_where_it_is_trusted(real: Topics, tmp_pa
     assert before_ms <= read[7].timestamp_ms <= int(time.time() * 1000)  # noqa: TID251
 
 
-@pytest.mark.parametrize("compression", ["none", "gzip"])
+@pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
 def test_a_consumer_reads_what_was_compressed_or_not(
     real: Topics, tmp_path: Path, compression: str
 ) -> None:

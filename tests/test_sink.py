@@ -31,7 +31,6 @@ from agent.wire import Headers, codec
 from tests import real_kafka
 from tests.conftest import Topics
 from tests.fakes import (
-    PLAIN,
     FakeClock,
     FakeKafka,
     batch_of,
@@ -44,6 +43,7 @@ from tests.fakes import (
 PARTITIONS = 3
 TIMEOUT_S = 5.0
 GZIP = codec("gzip", None)
+CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 
 Arrived = tuple[int, bytes | None, bytes, Headers]
 
@@ -148,7 +148,11 @@ async def test_send_returns_the_first_records_kafka_offset(place: Place) -> None
     assert ([0] * PARTITIONS, 2) == (first, second)
 
 
-@pytest.mark.parametrize("compressed", [PLAIN, GZIP], ids=["none", "gzip"])
+@pytest.mark.parametrize(
+    "compressed",
+    [codec(name, None) for name in CODECS],
+    ids=CODECS,
+)
 async def test_records_arrive_with_key_and_headers(place: Place, compressed: wire.Codec) -> None:
     async with connected(place) as sink:
         await sink.send(batch_of(b"one", b"two", partition=2, key=b"\x00k", compressed=compressed))

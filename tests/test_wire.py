@@ -26,7 +26,10 @@ from agent.wire import Builder, Codec, Record, codec
 from tests.fakes import WALL_S, FakeClock, FakeTopic, chunks_of
 
 GZIP, PLAIN = codec("gzip", None), codec("none", None)
-CODECS = st.sampled_from([GZIP, PLAIN, codec("gzip", 0), codec("gzip", 9)])
+NAMES = ("none", "gzip", "snappy", "lz4", "zstd")
+CODECS = st.sampled_from(
+    [*(codec(name, None) for name in NAMES), codec("gzip", 0), codec("gzip", 9)]
+)
 
 HEADERS = st.lists(st.tuples(st.text(max_size=8), st.binary(max_size=8)), max_size=4)
 RECORD = st.builds(

@@ -10,6 +10,9 @@ from agent.config.reading import Given
 from agent.config.sections import Config
 from agent.config.security import of_security
 
+LEVELS = {"gzip": range(10), "zstd": range(1, 20), "lz4": range(1, 13)}
+"""Of the codecs that have any. zstd's last three take hundreds of megabytes."""
+
 
 class Order(NamedTuple):
     low: str
@@ -83,7 +86,17 @@ def _clashes(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str, 
         bound = "only with source.start_at beginning, which is end"
         reason = "what is passed over at the start would be deleted unsent"
         yield "source.delete_after_s", f"found {found:.12g}; allowed: {bound}: {reason}"
-    if config.kafka.compression == "none" and config.kafka.compression_level is not None:
-        found = config.kafka.compression_level
-        bound = "only with kafka.compression gzip, which is none"
-        yield "kafka.compression_level", f"found {found}; allowed: {bound}"
+    if config.kafka.compression_level is not None:
+        yield from _level(config.kafka.compression, config.kafka.compression_level)
+
+
+def _level(compression: str, level: int) -> Iterator[tuple[str, str]]:
+    allowed = LEVELS.get(compression)
+    if allowed is None:
+        *names, last = LEVELS
+        bound = f"only with kafka.compression {', '.join(names)} or {last}, which is {compression}"
+    elif level not in allowed:
+        bound = f"{allowed[0]} to {allowed[-1]} with kafka.compression {compression}"
+    else:
+        return
+    yield "kafka.compression_level", f"found {level}; allowed: {bound}"

@@ -140,8 +140,8 @@ class Kafka(Policy, frozen=True):
     client_id: ClientId = "feedback-agent"
     key: KeyField = "event_id"
     partitioner: Literal["crc32", "murmur2", "sticky"] = "crc32"
-    compression: Literal["gzip", "none"] = "gzip"
-    compression_level: Annotated[int, Meta(ge=0, le=9)] | None = None
+    compression: Literal["gzip", "zstd", "lz4", "snappy", "none"] = "gzip"
+    compression_level: Annotated[int, Meta(ge=0, le=19)] | None = None
     timestamp: Literal["produce", "event"] = "produce"
     request_timeout_s: PositiveSeconds = 15.0
     start_s: PositiveSeconds = 30.0

@@ -101,8 +101,32 @@ SIX = "kafka:\n  bootstrap_servers: [kafka:9092]\n  compression: none\n  compres
         pytest.param(
             SIX,
             "config.yaml:4: kafka.compression_level: found 6; allowed: only with "
-            "kafka.compression gzip, which is none",
+            "kafka.compression gzip, zstd or lz4, which is none",
             id="a level without compression",
+        ),
+        pytest.param(
+            SIX.replace("none", "snappy"),
+            "config.yaml:4: kafka.compression_level: found 6; allowed: only with "
+            "kafka.compression gzip, zstd or lz4, which is snappy",
+            id="a level of a codec that has none",
+        ),
+        pytest.param(
+            SIX.replace("none", "gzip").replace("6", "10"),
+            "config.yaml:4: kafka.compression_level: found 10; allowed: 0 to 9 with "
+            "kafka.compression gzip",
+            id="a level beyond gzip's",
+        ),
+        pytest.param(
+            SIX.replace("none", "zstd").replace("6", "0"),
+            "config.yaml:4: kafka.compression_level: found 0; allowed: 1 to 19 with "
+            "kafka.compression zstd",
+            id="a level below zstd's",
+        ),
+        pytest.param(
+            SIX.replace("none", "lz4").replace("6", "13"),
+            "config.yaml:4: kafka.compression_level: found 13; allowed: 1 to 12 with "
+            "kafka.compression lz4",
+            id="a level beyond lz4's",
         ),
     ],
 )
