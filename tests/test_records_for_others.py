@@ -16,7 +16,7 @@ from confluent_kafka import Message, Producer
 
 from agent import __version__
 from agent.demo.scene import Topics
-from tests import conftest
+from tests import conftest, real_kafka
 from tests.running import Agent, append, event_id, feedback, source_of
 
 pytestmark = [
@@ -198,3 +198,20 @@ def test_a_consumer_reads_what_was_compressed_or_not(
     read, _ = shipped(tmp_path, real, {"compression": compression})
 
     assert [record.value["type"] for record in read] == [json.loads(ln)["type"] for ln in LINES]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+def test_kafkas_own_consumer_reads_each_compression(
+    real: Topics, tmp_path: Path, compression: str
+) -> None:
+    """In Java, whose snappy and lz4 are framed in ways of their own."""
+    read, _ = shipped(tmp_path, real, {"compression": compression})
+
+    source = Path(__file__).parent / "ReadTopic.java"
+    printed = real_kafka.run_script(
+        tmp_path, "java", str(source), real.bootstrap_servers, real.events
+    )
+
+    assert 0 == printed.returncode, printed.stderr
+    in_java = sorted(json.loads(line)["event_id"] for line in printed.stdout.splitlines())
+    assert sorted(record.value["event_id"] for record in read) == in_java

@@ -5,6 +5,7 @@ The outlet is the real one over a Kafka in memory, the queue the real one on dis
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -64,12 +65,12 @@ class Room:
     read_to: int = 0
     refused: list[Batch] = field(default_factory=list)
 
-    def read(self, *values: bytes, partition: int = 0) -> None:
+    def read(self, *values: bytes, partition: int = 0, compressed: wire.Codec = PLAIN) -> None:
         """Let a batch of lines come from the file."""
         end = self.read_to + len(values)
         chunk = Chunk(self.file, self.read_to, end, b"", lines=len(values))
         self.read_to = end
-        batch = batch_of(*values, partition=partition, chunks=[chunk])
+        batch = batch_of(*values, partition=partition, chunks=[chunk], compressed=compressed)
         self.file.reserve(chunk)
         self.way.admit(batch)
 
@@ -379,6 +380,26 @@ async def test_what_is_spooled_finds_its_way_to_a_topic_of_fewer_partitions(
     async with begun(tmp_path, kafka, absent_s=0.0) as room:
         await room.pass_time(BACK_S)
         assert [b"a", b"b"] == room.arrived
+        assert 0 == room.spooled
+
+
+@pytest.mark.parametrize("before", ["none", "gzip", "snappy", "lz4", "zstd"])
+async def test_what_is_spooled_outlives_a_change_of_compression(
+    tmp_path: Path, kafka: FakeKafka, before: str
+) -> None:
+    """It goes as it lies there; what must be cut is opened by its own codec and sealed by ours."""
+    chance = random.Random(1)  # noqa: S311 - to be repeated, not to be secret
+    large = [chance.randbytes(300), chance.randbytes(300)]  # no codec makes them fit together
+    kafka.down = "unreachable"
+    async with begun(tmp_path, kafka) as room:
+        await room.pass_time(BACK_S)
+        room.read(b"a", b"b", compressed=wire.codec(before, None))
+        room.read(*large, compressed=wire.codec(before, None))
+        await room.pass_time(1)
+    kafka.down, kafka.message_bytes_max = None, 500
+    async with begun(tmp_path, kafka, absent_s=0.0) as room:
+        await room.pass_time(BACK_S)
+        assert [b"a", b"b", *large] == room.arrived
         assert 0 == room.spooled
 
 
