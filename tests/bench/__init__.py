@@ -1,0 +1,1 @@
+"""What the agent costs, beside other agents: ``scripts/bench`` starts these."""
