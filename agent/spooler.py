@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 """Between two looks at whether there is an outage."""
+IDLE_LOOK_S = 5.0
+"""The same while nothing is out, so that no outage can begin before something is admitted."""
 FINISH_LOOK_S = 0.02
 READ_RECORDS = 2000
 """Replayed in one turn of the worker, about as much as a chunk of a file holds."""
@@ -147,6 +149,8 @@ class Spooler:
     def admit(self, batch: Batch) -> None:
         """Take a sealed batch, of lines or of what was replayed."""
         if self._stands_for_rows(batch) or (self.direct and batch.partition >= 0):
+            if self._idle:
+                self._woken.set()
             self.outlet.admit(batch)
             return
         self._incoming.append(batch)
@@ -200,7 +204,13 @@ class Spooler:
             self._woken.clear()
             async with self._busy:
                 await self._turn()
-            await wait_event(self._woken, LOOK_S)
+            await wait_event(self._woken, IDLE_LOOK_S if self._idle else LOOK_S)
+
+    @property
+    def _idle(self) -> bool:
+        """Return whether all is well and nothing is on its way: whatever happens wakes ``run``."""
+        well = self.outlet.problem is None and self.outlet.empty.is_set()
+        return well and self._said is self.mode is Mode.LIVE
 
     async def flush(self) -> None:
         """Delete what has arrived, or the next life would send it again."""
