@@ -1,0 +1,62 @@
+"""What the agent has imported when it runs: nothing that its configuration does not ask for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from agent.demo.broker import EmbeddedKafka
+from agent.demo.scene import Topics, write_config
+from tests.running import append, feedback
+
+RUN = """
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted(sys.modules))))
+from agent.cli import main
+main()
+"""
+OPTIONAL = {
+    "agent.demo",
+    "agent.verify_audit",
+    "agent.verify_topic",
+    "agent.writer",
+    "aiokafka.admin",
+    "backports.zstd",
+    "compression.zstd",
+    "confluent_kafka",
+    "cryptography",
+    "deflate",
+    "jsonschema_rs",
+    "opentelemetry",
+    "re2",
+    "rich",
+}
+"""For the demo, for other commands, or for what a key of the configuration asks for. cramjam is not
+among them: aiokafka imports it wherever it is installed."""
+
+
+def test_a_run_by_default_imports_nothing_that_is_optional(tmp_path: Path) -> None:
+    """What was imported stays: each of these is memory on every node."""
+    root, config = tmp_path / "feedback", tmp_path / "config.yaml"
+    append(root / "acme/a.jsonl", [feedback(1)])
+    with EmbeddedKafka(1) as kafka:
+        topics = Topics(kafka.bootstrap_servers, "feedback-events", "feedback-events-dlq")
+        kafka.create_topic(topics.events, 1, 1)
+        kafka.create_topic(topics.dead_letters, 1, 1)
+        write_config(config, root, tmp_path / "state", topics)
+        command = [sys.executable, "-c", RUN, "run", "--config", str(config)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as agent:
+            assert agent.stderr is not None
+            for line in agent.stderr:
+                if "sink.up" in line:
+                    os.kill(agent.pid, signal.SIGTERM)
+                    break
+            printed, said = agent.communicate(timeout=60)
+    assert 0 == agent.returncode, said
+    imported = set(json.loads(printed.splitlines()[-1]))
+    assert {"agent.chunk", "aiokafka"} <= imported
+    assert set() == OPTIONAL & imported
