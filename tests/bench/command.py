@@ -1,0 +1,126 @@
+"""What the commands of all benches share: their options, where they work, how they end."""
+
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import yaml
+
+from tests.bench import table
+from tests.bench.brokers import Brokers, brokers
+from tests.bench.runs import STALLED_S, Finished
+
+EXIT_FAILED = 1
+QUICK_STALLED_S = 2.0
+
+Sections = dict[str, dict[str, object]]
+
+
+class Bench(NamedTuple):
+    """Args:
+    work: A directory that is removed in the end.
+    more: What ``--set`` asks for, of the agent's configuration.
+    plant: Overlook a line.
+    stalled_s: What does not come for so long is lost.
+    say: Prints how far it is.
+    """
+
+    work: Path
+    brokers: Brokers
+    quick: bool
+    more: Sections
+    plant: bool
+    stalled_s: float
+    say: Callable[[str], None]
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that ``bench`` takes."""
+    for add in (
+        click.option("--plant-loss", "plant", is_flag=True, hidden=True),
+        click.option("--json", "as_json", is_flag=True, help="All values, for a program."),
+        click.option("--kafka", is_flag=True, help="A real one, not the embedded broker."),
+        click.option("--quick", is_flag=True, help="Seconds, to see that it runs."),
+        click.option(
+            "--set", "more", multiple=True, metavar="SECTION.KEY=VALUE", help="Of the agent."
+        ),
+    ):
+        command = add(command)
+    return command
+
+
+def finish(
+    make: Callable[[Bench], table.Report],
+    *,
+    as_json: bool,
+    kafka: bool,
+    quick: bool,
+    plant: bool,
+    more: tuple[str, ...],
+) -> None:
+    """Measure, print, and end with 1 where something is wrong."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs is ended either way
+    console = table.console(as_json=as_json)
+    with _working(kafka=kafka) as (work, found):
+        bench = Bench(
+            work=work,
+            brokers=found,
+            quick=quick,
+            more=sections(more),
+            plant=plant,
+            stalled_s=QUICK_STALLED_S if quick else STALLED_S,
+            say=lambda text: console.print(text, style="dim", markup=False, soft_wrap=True),
+        )
+        report = make(bench)
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        report.show(console)
+    sys.exit(EXIT_FAILED if report.failed else 0)
+
+
+@contextmanager
+def _working(*, kafka: bool) -> Iterator[tuple[Path, Brokers]]:
+    with ExitStack() as stack:
+        prefix = "feedback-agent-bench-"
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
+        yield work, stack.enter_context(brokers(work, kafka=kafka))
+
+
+def sections(pairs: tuple[str, ...]) -> Sections:
+    """Return the configuration that ``section.key=value`` ask for."""
+    found: Sections = {}
+    for pair in pairs:
+        path, equals, value = pair.partition("=")
+        section, dot, name = path.partition(".")
+        if not equals or not dot:
+            raise click.UsageError(f"{pair!r} is not SECTION.KEY=VALUE")
+        found.setdefault(section, {})[name] = yaml.safe_load(value)
+    return found
+
+
+def merged(more: Sections, **sections: dict[str, object]) -> dict[str, Any]:
+    """Return ``sections`` with ``more`` above them."""
+    names = {**sections, **more}
+    return {name: {**sections.get(name, {}), **more.get(name, {})} for name in names}
+
+
+def judge(report: table.Report, name: str, run: Finished) -> None:
+    """Count what ``run`` lost, and say what else is wrong with what arrived."""
+    report.lost += run.lost
+    if run.lost:
+        report.troubles.append(f"{name}: {run.lost:,} of {run.lines:,} lines lost")
+    if run.copies:
+        report.notes.append(f"{name}: {run.copies:,} records more than lines")
+    if run.checked is None:
+        report.notes.append(
+            f"{name}: counted by offsets alone; the broker dropped {run.count.dropped:,} records "
+            "before the consumer had them"
+        )
+    elif run.checked.strangers:
+        report.troubles.append(f"{name}: {run.checked.strangers:,} records are no line")
