@@ -21,10 +21,12 @@ class Brokers(Protocol):
     """Attributes:
     name: What they are, for the table.
     fetch_wait_ms: How long a fetch that finds nothing may wait.
+    polled: Whether it waits to the end of that, whatever comes meanwhile.
     """
 
     name: str
     fetch_wait_ms: int
+    polled: bool
 
     @contextmanager
     def topics(self) -> Iterator[Topics]:
@@ -34,7 +36,8 @@ class Brokers(Protocol):
 class Embedded:
     def __init__(self) -> None:
         self.name = embedded_broker()
-        self.fetch_wait_ms = 2  # it waits to the end of it, whatever comes meanwhile
+        self.fetch_wait_ms = 2
+        self.polled = True
 
     @contextmanager
     def topics(self) -> Iterator[Topics]:
@@ -45,7 +48,8 @@ class Embedded:
 class Real:
     def __init__(self, servers: str) -> None:
         self.name = "Apache Kafka"
-        self.fetch_wait_ms = 500  # it answers with the first record
+        self.fetch_wait_ms = 500
+        self.polled = False
         self._servers = servers
 
     @contextmanager

@@ -49,10 +49,10 @@ def entries(bench: Bench, count: int, found: peers.Found, asked: str) -> list[En
         size = corpus.write(path, count, **kinds[kind])
         bench.say(f"wrote {count:,} lines, {kind}: {size / count:.0f} bytes each")
     rows = [
-        Entry(OurAgent(OURS, **bench.more), files["corpus"]),
-        Entry(OurAgent("agent, lines without event_id", **bench.more), files["without event_id"]),
+        Entry(OurAgent(bench.more, OURS), files["corpus"]),
+        Entry(OurAgent(bench.more, "agent, lines without event_id"), files["without event_id"]),
         Entry(
-            OurAgent("agent, lines with unknown fields", **bench.more),
+            OurAgent(bench.more, "agent, lines with unknown fields"),
             files["with unknown fields"],
         ),
         *(Entry(peer, files["corpus"]) for peer in found.peers),

@@ -13,12 +13,11 @@ import yaml
 
 from tests.bench import table
 from tests.bench.brokers import Brokers, brokers
-from tests.bench.runs import STALLED_S, Finished
+from tests.bench.reader import Checked
+from tests.bench.runs import STALLED_S, Finished, Sections
 
 EXIT_FAILED = 1
 QUICK_STALLED_S = 2.0
-
-Sections = dict[str, dict[str, object]]
 
 
 class Bench(NamedTuple):
@@ -112,15 +111,27 @@ def merged(more: Sections, **sections: dict[str, object]) -> dict[str, Any]:
 
 def judge(report: table.Report, name: str, run: Finished) -> None:
     """Count what ``run`` lost, and say what else is wrong with what arrived."""
-    report.lost += run.lost
-    if run.lost:
-        report.troubles.append(f"{name}: {run.lost:,} of {run.lines:,} lines lost")
-    if run.copies:
-        report.notes.append(f"{name}: {run.copies:,} records more than lines")
-    if run.checked is None:
-        report.notes.append(
-            f"{name}: counted by offsets alone; the broker dropped {run.count.dropped:,} records "
-            "before the consumer had them"
-        )
-    elif run.checked.strangers:
-        report.troubles.append(f"{name}: {run.checked.strangers:,} records are no line")
+    if run.checked is not None:
+        judge_checked(report, name, run.lines, run.checked)
+        return
+    report.notes.append(
+        f"{name}: counted by offsets alone; the broker dropped {run.arrived.dropped:,} records "
+        "before the consumer had them"
+    )
+    _judge_count(report, name, run.lines, run.arrived.records)
+
+
+def judge_checked(report: table.Report, name: str, lines: int, checked: Checked) -> None:
+    """The same for the lines that ``checked`` looked at."""
+    _judge_count(report, name, lines, checked.lines)
+    if checked.copies:
+        report.notes.append(f"{name}: {checked.copies:,} lines came again")
+    if checked.strangers:
+        report.troubles.append(f"{name}: {checked.strangers:,} records are no line")
+
+
+def _judge_count(report: table.Report, name: str, lines: int, arrived: int) -> None:
+    lost = max(0, lines - arrived)
+    report.lost += lost
+    if lost:
+        report.troubles.append(f"{name}: {lost:,} of {lines:,} lines lost")

@@ -156,7 +156,7 @@ def _kcat(program: Path) -> Command:
 
 
 def _rsyslog(program: Path) -> Command:
-    modules = _modules(program, "*-linux-gnu/rsyslog") or _modules(program, "rsyslog")
+    modules = _modules(program, "*-linux-gnu/rsyslog", "rsyslog")
 
     def command(place: Path, corpus: Path, topics: Topics, work: Work) -> list[str | Path]:
         config = place / "rsyslog.conf"
@@ -201,7 +201,8 @@ def _syslog_ng(program: Path) -> Command:
     return command
 
 
-def _modules(program: Path, pattern: str) -> Path:
-    """Return the directory of modules that belongs to ``program``."""
-    found = sorted((program.resolve().parent.parent / "lib").glob(pattern))
+def _modules(program: Path, *patterns: str) -> Path:
+    """Return the directory of modules that belongs to ``program``: the first that one names."""
+    library = program.resolve().parent.parent / "lib"
+    found = [path for pattern in patterns for path in sorted(library.glob(pattern))]
     return found[0] if found else Path()

@@ -26,7 +26,9 @@ FETCH_BYTES = 1 << 22
 """Of one partition in one answer."""
 OUT_OF_RANGE = 1
 """Kafka's error code: what is asked for was dropped already."""
-_BATCH = struct.Struct(">qi11xi30xi")  # first offset, length behind it, last offset - first, records
+_BATCH = struct.Struct(
+    ">qi11xi30xi"
+)  # first offset, length behind it, last offset - first, records
 _BEHIND_LENGTH = 12
 _FRAME = struct.Struct(">qi")  # when it came, its bytes
 _SEQ = re.compile(rb'"seq": ?"?([0-9]+)')  # syslog-ng makes numbers to texts
@@ -89,14 +91,16 @@ class Reader:
 
 
 @contextmanager
-def reading(brokers: Brokers, topics: Topics, work: Path, *, plant: bool = False) -> Iterator[Reader]:
+def reading(
+    brokers: Brokers, topics: Topics, work: Path, *, plant: bool = False
+) -> Iterator[Reader]:
     """Read ``topics.events`` from its beginning, over a file in ``work``.
 
     Args:
         plant: Overlook line 0: a bench that is right fails then.
     """
     ours, its = _spawn.Pipe()
-    arguments = (topics.bootstrap_servers, topics.events, brokers.fetch_wait_ms, work, plant, its)
+    arguments = (topics, brokers.fetch_wait_ms, work, plant, its)
     process = _spawn.Process(target=_main, args=arguments, daemon=True)
     process.start()
     its.close()  # so that its end is seen here, if it ends
@@ -109,11 +113,22 @@ def reading(brokers: Brokers, topics: Topics, work: Path, *, plant: bool = False
         process.join()
 
 
-def _main(
-    bootstrap: str, topic: str, wait_ms: int, work: Path, plant: bool, asked: Connection
-) -> None:
+def await_records(reader: Reader, records: int, stalled_s: float) -> bool:
+    """Wait until the reader has so many, or until none came for ``stalled_s``. Say which."""
+    seen, moved_s = -1, time.monotonic()
+    while (now := reader.count().records) < records:
+        if now != seen:
+            seen, moved_s = now, time.monotonic()
+        if time.monotonic() - moved_s > stalled_s:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _main(topics: Topics, wait_ms: int, work: Path, plant: bool, asked: Connection) -> None:
     with (work / "fetched").open("w+b") as spill:
-        asyncio.run(_Consumer(topic, wait_ms, spill, plant=plant).run(bootstrap, asked))
+        consumer = _Consumer(topics.events, wait_ms, spill, plant=plant)
+        asyncio.run(consumer.run(topics.bootstrap_servers, asked))
     (work / "fetched").unlink()
 
 

@@ -1,16 +1,19 @@
-"""One run from files on disk to the last acknowledgement: what it took, and whether all is there."""
+"""One run from lines on disk to the last acknowledgement: what it took, and if all is there."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from agent.demo.scene import Topics
 from tests.bench import usage
 from tests.bench.brokers import Brokers
 from tests.bench.reader import Checked, Count, Reader, reading
 from tests.running import Agent
+
+Sections = dict[str, Any]
+"""Of the agent's configuration."""
 
 POLL_S = 0.02
 STALLED_S = 10.0
@@ -25,6 +28,7 @@ class Finished(NamedTuple):
         cpu_s: From its start until the last acknowledgement.
         start_s: From its start until the first record was at the consumer.
         took_s: From that one to the last.
+        rss_mb: At the end, 0 where it ended by itself.
         checked: What came; None where brokers had dropped some before they were read, so that
             records could only be counted.
     """
@@ -33,18 +37,10 @@ class Finished(NamedTuple):
     cpu_s: float
     start_s: float
     took_s: float
+    rss_mb: float
     peak_rss_mb: float
-    count: Count
+    arrived: Count
     checked: Checked | None
-
-    @property
-    def lost(self) -> int:
-        arrived = self.count.records if self.checked is None else self.checked.lines
-        return max(0, self.lines - arrived)
-
-    @property
-    def copies(self) -> int:
-        return max(0, self.count.records - self.lines)
 
     @property
     def cpu_s_per_million(self) -> float:
@@ -77,9 +73,9 @@ class Running(NamedTuple):
 
 
 class OurAgent:
-    """The agent with its default configuration, but for ``sections``."""
+    """The agent with its default configuration, but for ``sections`` of it."""
 
-    def __init__(self, name: str = "agent", **sections: dict[str, object]) -> None:
+    def __init__(self, sections: Sections, name: str = "agent") -> None:
         self.name = name
         self._sections = sections
 
@@ -100,7 +96,9 @@ class OurAgent:
 
 def delivered(agent: Agent) -> int:
     """Return how many lines this life has had acknowledged."""
-    return int(agent.metric("events_delivered_total") + agent.metric("dead_letters_delivered_total"))
+    return int(
+        agent.metric("events_delivered_total") + agent.metric("dead_letters_delivered_total")
+    )
 
 
 def run(
@@ -122,24 +120,25 @@ def run(
         reader.count()  # it is up
         began_ns = time.time_ns()
         with subject.running(work, corpus, topics) as running:
-            count = _all_came(running, reader, lines, stalled_s)
-            cpu_s, peak_mb = count[1], count[2]
-        checked = None if count[0].dropped else reader.check(lines)
+            count, peak_mb = _all_came(running, reader, lines, stalled_s)
+            cpu_s, rss_mb = usage.cpu_s(running.pid), usage.rss_mb(running.pid)
+        checked = None if count.dropped else reader.check(lines)
     return Finished(
-        lines,
-        cpu_s,
-        (count[0].first_ns - began_ns) / 1e9,
-        (count[0].last_ns - count[0].first_ns) / 1e9,
-        peak_mb,
-        count[0],
-        checked,
+        lines=lines,
+        cpu_s=cpu_s,
+        start_s=(count.first_ns - began_ns) / 1e9,
+        took_s=(count.last_ns - count.first_ns) / 1e9,
+        rss_mb=rss_mb,
+        peak_rss_mb=peak_mb,
+        arrived=count,
+        checked=checked,
     )
 
 
 def _all_came(
     running: Running, reader: Reader, lines: int, stalled_s: float
-) -> tuple[Count, float, float]:
-    """Wait for all lines, or for no more. Return the count, the CPU seconds and the peak of RSS."""
+) -> tuple[Count, float]:
+    """Wait for all lines, or for no more. Return the count and the peak of RSS."""
     peak_mb, count, moved_s = 0.0, Count(), time.monotonic()
     while True:
         found = reader.count()
@@ -147,10 +146,8 @@ def _all_came(
             count, moved_s = found, time.monotonic()
         peak_mb = max(peak_mb, usage.peak_rss_mb(running.pid))
         if count.records >= lines and running.delivered(lines):
-            break
-        patience_s = stalled_s if count.first_ns else FIRST_WITHIN_S
-        if time.monotonic() - moved_s > patience_s:
+            return count, peak_mb
+        if time.monotonic() - moved_s > (stalled_s if count.first_ns else FIRST_WITHIN_S):
             assert count.first_ns, f"nothing came\n{running.tail()}"
-            break
+            return count, peak_mb
         time.sleep(POLL_S)
-    return count, usage.cpu_s(running.pid), peak_mb
