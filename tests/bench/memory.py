@@ -13,8 +13,8 @@ from tests.bench.table import Column, Report
 FILES = (1, 10_000)
 LINES = 100_000
 LINE_BYTES = 423
-QUICK_FILES = (1, 200)
-QUICK_LINES = (2_000, 10_000)
+QUICK_FILES = (1, 50)
+QUICK_LINES = (1_000, 5_000)
 
 COLUMNS = (Column("RSS MB"), Column("peak RSS MB"))
 
@@ -31,7 +31,7 @@ def report_on(bench: Bench, *, gigabytes: float, rounds: int) -> Report:
 
 
 def idle(bench: Bench, report: Report, number: int, files: int) -> None:
-    row = f"idle, {files:,} files"
+    row = f"idle, files: {files:,}"
     with resting(bench, bench.work / f"{number} {row}", files) as found:
         values: dict[str, Any] = {
             "RSS MB": usage.rss_mb(found.pid),

@@ -13,8 +13,8 @@ from tests.bench.table import Column, Report
 
 FILES = (1, 100, 1_000, 10_000, 50_000)
 LINES = (100_000, 1_000_000, 10_000_000)
-QUICK_FILES = (1, 200)
-QUICK_LINES = (2_000, 10_000)
+QUICK_FILES = (1, 50)
+QUICK_LINES = (1_000, 5_000)
 IDLE_S = 30.0
 SETTLE_S = 10.0
 
@@ -47,7 +47,7 @@ def report_on(bench: Bench, *, files_max: int, lines_max: int) -> Report:
 
 def of_files(bench: Bench, report: Report, files: int) -> None:
     """Add the row of ``files`` files with a line each."""
-    row = f"{files:,} files"
+    row = f"files: {files:,}"
     with resting(bench, bench.work / row, files) as found:
         time.sleep(0.5 if bench.quick else SETTLE_S)
         values: dict[str, Any] = {
@@ -65,7 +65,7 @@ def of_files(bench: Bench, report: Report, files: int) -> None:
 
 def of_lines(bench: Bench, report: Report, lines: int, before: Finished | None) -> Finished:
     """Add the row of ``lines`` lines in one file, after that of ``before``."""
-    row, path = f"{lines:,} lines", bench.work / "corpus.jsonl"
+    row, path = f"lines: {lines:,}", bench.work / "corpus.jsonl"
     corpus.write(path, lines)
     done = run(
         OurAgent(bench.more),
