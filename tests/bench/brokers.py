@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,13 @@ class Brokers(Protocol):
     name: What they are, for the table.
     fetch_wait_ms: How long a fetch that finds nothing may wait.
     polled: Whether it waits to the end of that, whatever comes meanwhile.
+    warm_rounds: Before figures count: Java is slow at first.
     """
 
     name: str
     fetch_wait_ms: int
     polled: bool
+    warm_rounds: int
 
     @contextmanager
     def topics(self) -> Iterator[Topics]:
@@ -38,6 +41,7 @@ class Embedded:
         self.name = embedded_broker()
         self.fetch_wait_ms = 2
         self.polled = True
+        self.warm_rounds = 0
 
     @contextmanager
     def topics(self) -> Iterator[Topics]:
@@ -46,10 +50,11 @@ class Embedded:
 
 
 class Real:
-    def __init__(self, servers: str) -> None:
-        self.name = "Apache Kafka"
+    def __init__(self, servers: str, version: str) -> None:
+        self.name = f"Apache Kafka, {version}"
         self.fetch_wait_ms = 500
         self.polled = False
+        self.warm_rounds = 1
         self._servers = servers
 
     @contextmanager
@@ -68,11 +73,18 @@ def brokers(work: Path, *, kafka: bool) -> Iterator[Brokers]:
         return
     servers = os.environ.get(real_kafka.ADDRESS)
     if servers is not None:
-        yield Real(servers)
+        yield Real(servers, f"that of {real_kafka.ADDRESS}")
         return
     run = work / "kafka"
     run.mkdir()
     try:
-        yield Real(real_kafka.start(run))
+        yield Real(real_kafka.start(run), _version())
     finally:
         real_kafka.run_script(run, "stop")
+
+
+def _version() -> str:
+    """Return the version that ``scripts/kafka`` starts, and with how many nodes."""
+    found = re.search(r'^KAFKA_VERSION = "(.+)"', real_kafka.SCRIPT.read_text(), re.MULTILINE)
+    assert found is not None
+    return f"{found[1]}, one node"

@@ -90,7 +90,6 @@ def _run(bench: Bench, entry: Entry, number: int, count: int) -> Finished:
         entry.lines,
         count,
         plant=bench.plant,
-        stalled_s=bench.stalled_s,
     )
     bench.say(f"round {number + 1}, {entry.name}: {done.cpu_s_per_million:.2f} CPU s per million")
     return done

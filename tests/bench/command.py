@@ -14,10 +14,9 @@ import yaml
 from tests.bench import table
 from tests.bench.brokers import Brokers, brokers
 from tests.bench.reader import Checked
-from tests.bench.runs import STALLED_S, Finished, Sections
+from tests.bench.runs import Finished, Sections
 
 EXIT_FAILED = 1
-QUICK_STALLED_S = 2.0
 
 
 class Bench(NamedTuple):
@@ -25,7 +24,6 @@ class Bench(NamedTuple):
     work: A directory that is removed in the end.
     more: What ``--set`` asks for, of the agent's configuration.
     plant: Overlook a line.
-    stalled_s: What does not come for so long is lost.
     say: Prints how far it is.
     """
 
@@ -34,7 +32,6 @@ class Bench(NamedTuple):
     quick: bool
     more: Sections
     plant: bool
-    stalled_s: float
     say: Callable[[str], None]
 
 
@@ -72,7 +69,6 @@ def finish(
             quick=quick,
             more=sections(more),
             plant=plant,
-            stalled_s=QUICK_STALLED_S if quick else STALLED_S,
             say=lambda text: console.print(text, style="dim", markup=False, soft_wrap=True),
         )
         report = make(bench)

@@ -16,6 +16,8 @@ SEED = 20_261_123
 BLOCK_LINES = 10_000
 """Texts repeat after so many lines; ids, times and numbers do not."""
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 _SHARES = {
     "user_feedback": 50,
     "performance_metrics": 20,
@@ -71,7 +73,7 @@ def lines(count: int, *, event_ids: bool = True, extras: bool = False) -> Iterat
         own = {**event.fields, "metadata": {"app": event.app, "seq": number}}
         more = {"team": "search", "trace": {"hop": number}} if extras else {}
         whole = common | own | more
-        yield json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        yield _encode(whole).encode() + b"\n"
 
 
 def write(path: Path, count: int, *, event_ids: bool = True, extras: bool = False) -> int:

@@ -16,8 +16,8 @@ import click
 
 from tests.bench import corpus, usage
 from tests.bench.command import Bench, finish, judge_checked, merged, options
-from tests.bench.reader import await_records, reading
-from tests.bench.runs import Sections
+from tests.bench.reader import reading
+from tests.bench.runs import Sections, as_running, await_all
 from tests.bench.table import Column, Report
 from tests.running import Agent
 
@@ -100,7 +100,7 @@ def measure(bench: Bench, report: Report, row: str, plan: Plan, more: Sections) 
         before_s = usage.cpu_s(agent.pid)
         wrote: Wrote = ours.recv()
         cpu_s = usage.cpu_s(agent.pid) - before_s
-        await_records(reader, plan.lines, bench.stalled_s)
+        await_all(as_running(agent), reader, plan.lines)
         assert 0 == agent.stop(), agent.tail()
         checked = reader.check(plan.lines)
     judge_checked(report, row, plan.lines, checked)
@@ -127,12 +127,13 @@ def report_on(bench: Bench, *, seconds: float, rounds: int) -> Report:
         "default": bench.more,
         "batch.age_min_s: 0.002": merged(bench.more, batch={"age_min_s": 0.002}),
     }
-    for number in range(rounds):
+    discarded = Report(title, COLUMNS, {})
+    for number in range(-bench.brokers.warm_rounds, rounds):
         for rate in RATES[:1] if bench.quick else RATES:
             for kind, more in kinds.items():
                 plan = Plan(rate, seconds, warm_s=min(5.0, seconds / 2))
                 row = f"{rate:,} a second, {kind}"
-                measure(bench, report, row, plan, more)
+                measure(bench, report if number >= 0 else discarded, row, plan, more)
                 bench.say(f"round {number + 1}: {row}")
     return report
 

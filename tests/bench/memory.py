@@ -52,7 +52,6 @@ def catch_up(bench: Bench, report: Report, number: int, lines: int) -> None:
         path,
         lines,
         plant=bench.plant,
-        stalled_s=bench.stalled_s,
     )
     path.unlink()
     judge(report, row, done)

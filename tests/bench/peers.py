@@ -89,7 +89,7 @@ class Peer:
                 env=self._environment,
             )
         try:
-            yield Running(process.pid, lambda _: True, tail)
+            yield Running(process.pid, lambda _: usage.ended(process.pid) or None, tail)
             if not usage.ended(process.pid):
                 process.terminate()
             code = process.wait(30)

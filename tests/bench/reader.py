@@ -113,18 +113,6 @@ def reading(
         process.join()
 
 
-def await_records(reader: Reader, records: int, stalled_s: float) -> bool:
-    """Wait until the reader has so many, or until none came for ``stalled_s``. Say which."""
-    seen, moved_s = -1, time.monotonic()
-    while (now := reader.count().records) < records:
-        if now != seen:
-            seen, moved_s = now, time.monotonic()
-        if time.monotonic() - moved_s > stalled_s:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def _main(topics: Topics, wait_ms: int, work: Path, plant: bool, asked: Connection) -> None:
     with (work / "fetched").open("w+b") as spill:
         consumer = _Consumer(topics.events, wait_ms, spill, plant=plant)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from tests.bench import corpus, usage
 from tests.bench.command import Bench
-from tests.bench.reader import Checked, Reader, await_records, reading
-from tests.bench.runs import FIRST_WITHIN_S, delivered
+from tests.bench.reader import Checked, Reader, reading
+from tests.bench.runs import as_running, await_all
 from tests.running import Agent
 
+RESTARTED_WITHIN_S = 120.0
 CLIENT_FILES = 5_000
 """Fewer than ``source.client_files_max``."""
 
@@ -45,8 +46,9 @@ class Resting(NamedTuple):
         append(self.agent.root, self.lines)
         before, began_ns = self.reader.count().records, time.time_ns()
         self.agent.start()
-        arrived = await_records(self.reader, before + 1, FIRST_WITHIN_S)
-        assert arrived, f"the line written meanwhile does not come\n{self.agent.tail()}"
+        self.agent.until(
+            lambda: self.reader.count().records > before, "a line of meanwhile", RESTARTED_WITHIN_S
+        )
         return (self.reader.count().last_ns - began_ns) / 1e9
 
     def check(self, *, more: int = 0) -> Checked:
@@ -84,8 +86,7 @@ def resting(bench: Bench, place: Path, files: int) -> Iterator[Resting]:
         began_ns = time.time_ns()
         agent.start()
         assert agent.pid is not None
-        _await_all(agent, reader, files, bench.stalled_s)
-        count = reader.count()
+        count = await_all(as_running(agent), reader, files)
         yield Resting(
             agent,
             agent.pid,
@@ -95,15 +96,6 @@ def resting(bench: Bench, place: Path, files: int) -> Iterator[Resting]:
             (count.last_ns - began_ns) / 1e9,
             usage.cpu_s(agent.pid),
         )
-
-
-def _await_all(agent: Agent, reader: Reader, files: int, stalled_s: float) -> None:
-    """Wait for all lines, or for no more. With many files the first one takes its time."""
-    deadline_s = time.monotonic() + FIRST_WITHIN_S
-    while not await_records(reader, files, stalled_s):
-        if reader.count().records > 0 or delivered(agent) >= files:
-            return
-        assert time.monotonic() < deadline_s, f"nothing came\n{agent.tail()}"
 
 
 def _path(root: Path, number: int) -> Path:

@@ -16,9 +16,10 @@ Sections = dict[str, Any]
 """Of the agent's configuration."""
 
 POLL_S = 0.02
-STALLED_S = 10.0
-"""What did not come within that after the record before is lost."""
-FIRST_WITHIN_S = 120.0
+FETCHED_WITHIN_S = 3.0
+"""What did not come within that after it was acknowledged is lost."""
+STALLED_S = 60.0
+"""So is what did not come within that after the record before."""
 
 
 class Finished(NamedTuple):
@@ -63,12 +64,12 @@ class Subject(Protocol):
 
 class Running(NamedTuple):
     """Args:
-    delivered: Whether it knows by itself that so many lines were acknowledged.
+    delivered: Whether so many lines were acknowledged; None where it does not say.
     tail: The end of its log.
     """
 
     pid: int
-    delivered: Callable[[int], bool]
+    delivered: Callable[[int], bool | None]
     tail: Callable[[], str]
 
 
@@ -87,15 +88,18 @@ class OurAgent:
             corpus.rename(place)
             try:
                 agent.start()
-                assert agent.pid is not None
-                yield Running(agent.pid, lambda lines: delivered(agent) >= lines, agent.tail)
+                yield as_running(agent)
                 assert 0 == agent.stop(), agent.tail()
             finally:
                 place.rename(corpus)
 
 
-def delivered(agent: Agent) -> int:
-    """Return how many lines this life has had acknowledged."""
+def as_running(agent: Agent) -> Running:
+    assert agent.pid is not None
+    return Running(agent.pid, lambda lines: _delivered(agent) >= lines, agent.tail)
+
+
+def _delivered(agent: Agent) -> int:
     return int(
         agent.metric("events_delivered_total") + agent.metric("dead_letters_delivered_total")
     )
@@ -109,18 +113,23 @@ def run(
     lines: int,
     *,
     plant: bool = False,
-    stalled_s: float = STALLED_S,
 ) -> Finished:
     """Run ``subject`` once, in the new directory ``work``.
 
     Raises ``AssertionError`` with the end of its log where it ends with an error or nothing comes.
     """
     work.mkdir()
+    peak_mb = 0.0
     with brokers.topics() as topics, reading(brokers, topics, work, plant=plant) as reader:
         reader.count()  # it is up
         began_ns = time.time_ns()
         with subject.running(work, corpus, topics) as running:
-            count, peak_mb = _all_came(running, reader, lines, stalled_s)
+
+            def note_peak() -> None:
+                nonlocal peak_mb
+                peak_mb = max(peak_mb, usage.peak_rss_mb(running.pid))
+
+            count = await_all(running, reader, lines, note_peak)
             cpu_s, rss_mb = usage.cpu_s(running.pid), usage.rss_mb(running.pid)
         checked = None if count.dropped else reader.check(lines)
     return Finished(
@@ -135,19 +144,25 @@ def run(
     )
 
 
-def _all_came(
-    running: Running, reader: Reader, lines: int, stalled_s: float
-) -> tuple[Count, float]:
-    """Wait for all lines, or for no more. Return the count and the peak of RSS."""
-    peak_mb, count, moved_s = 0.0, Count(), time.monotonic()
+def await_all(
+    running: Running, reader: Reader, lines: int, each: Callable[[], None] = lambda: None
+) -> Count:
+    """Wait for all lines, or until no more will come; call ``each`` meanwhile, again and again.
+
+    Raises ``AssertionError`` where nothing comes at all.
+    """
+    count, moved_s = Count(), time.monotonic()
     while True:
         found = reader.count()
         if found.records != count.records:
             count, moved_s = found, time.monotonic()
-        peak_mb = max(peak_mb, usage.peak_rss_mb(running.pid))
-        if count.records >= lines and running.delivered(lines):
-            return count, peak_mb
-        if time.monotonic() - moved_s > (stalled_s if count.first_ns else FIRST_WITHIN_S):
+        each()
+        still_s = time.monotonic() - moved_s
+        if count.records >= lines and running.delivered(lines) is not False:
+            return count
+        if count.first_ns and still_s > FETCHED_WITHIN_S and running.delivered(lines):
+            return count
+        if still_s > STALLED_S:
             assert count.first_ns, f"nothing came\n{running.tail()}"
-            return count, peak_mb
+            return count
         time.sleep(POLL_S)

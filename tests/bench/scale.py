@@ -74,7 +74,6 @@ def of_lines(bench: Bench, report: Report, lines: int, before: Finished | None) 
         path,
         lines,
         plant=bench.plant,
-        stalled_s=bench.stalled_s,
     )
     path.unlink()
     judge(report, row, done)
