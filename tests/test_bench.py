@@ -19,8 +19,10 @@ WITHIN_S = 110
 
 
 def bench(name: str, *options: str) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", f"tests.bench.{name}", "--quick", "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    bench = [sys.executable, "-m", f"tests.bench.{name}", "--quick", "--json", *options]
+    # by SIGTERM: what a bench started ends with it
+    command = ["timeout", str(WITHIN_S), *bench]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, said
