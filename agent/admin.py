@@ -1,4 +1,4 @@
-"""The agent's read-only face: /metrics, /healthz, /readyz and /status over HTTP/1.1.
+"""The agent's read-only face: a page, /metrics, /healthz, /readyz and /status over HTTP/1.1.
 
 One request a connection, GET or HEAD, nothing to write, so nothing to protect but ourselves:
 every request is bounded in bytes and seconds, every connection counted.
@@ -23,13 +23,20 @@ log = logging.getLogger(__name__)
 REQUEST_BYTES_MAX = 8192
 CONNECTIONS_MAX = 64
 TIMEOUT_S = 5.0
-JSON, PLAIN = "application/json", "text/plain; charset=utf-8"
+JSON, PLAIN, HTML = "application/json", "text/plain; charset=utf-8", "text/html; charset=utf-8"
 
 
 class Health(NamedTuple):
     ok: bool
     reasons: tuple[str, ...] = ()
     """Constant words for people and alerts; may be there although ``ok`` ("spooling")."""
+
+
+class Page(NamedTuple):
+    """A document, and the Content-Security-Policy to send with it."""
+
+    html: str
+    policy: str
 
 
 class _Request(NamedTuple):
@@ -49,8 +56,8 @@ class _Answer(NamedTuple):
 class Admin:
     """Answers on ``host``:``port`` from ``start()`` to ``close()``; port 0 takes any free one.
 
-    ``health``, ``ready`` and ``status`` are called on the event loop for each request: they must
-    not block. One that raises costs a 500 and a log line, never the server.
+    ``health``, ``ready``, ``status`` and ``page`` are called on the event loop for each request:
+    they must not block. One that raises costs a 500 and a log line, never the server.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class Admin:
         health: Callable[[], Health],
         ready: Callable[[], Health],
         status: Callable[[], Mapping[str, object]],
+        page: Callable[[], Page],
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._host = host
@@ -71,6 +79,7 @@ class Admin:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
         self._routes: dict[str, Callable[[_Request], _Answer]] = {
+            "/": lambda _: _html(page()),
             "/metrics": self._metrics,
             "/healthz": lambda _: _verdict(health()),
             "/readyz": lambda _: _verdict(ready()),
@@ -179,6 +188,13 @@ def _parsed(raw: bytes) -> _Request | None:
 def _verdict(health: Health) -> _Answer:
     status = HTTPStatus.OK if health.ok else HTTPStatus.SERVICE_UNAVAILABLE
     return _json(status, {"ok": health.ok, "reasons": list(health.reasons)})
+
+
+def _html(page: Page) -> _Answer:
+    policy = f"Content-Security-Policy: {page.policy}"
+    return _Answer(
+        HTTPStatus.OK, HTML, page.html.encode(), (policy, "Referrer-Policy: no-referrer")
+    )
 
 
 def _json(status: HTTPStatus, body: Mapping[str, object]) -> _Answer:

@@ -26,13 +26,16 @@ from agent.config import Config
 from agent.core.batch import Batch
 from agent.core.quota import InFlight
 from agent.core.seam import Mode
+from agent.heartbeat import Heartbeat
 from agent.intake import Intake, Worker
+from agent.lately import Lately
 from agent.reloading import Reloading, Watched
 from agent.report import Report
 from agent.rounds import Rounds
 from agent.signals import hanging_up, stopping
 from agent.spool import Spool
 from agent.spooler import Spooler
+from agent.status_page import History
 from agent.store import Store
 from agent.telemetry import Metrics, event
 
@@ -65,8 +68,8 @@ class _Threads(NamedTuple):
     """One thread each: what is blocking never waits for another kind of it."""
 
     worker: ThreadPoolExecutor
-    writer: ThreadPoolExecutor
-    scans: ThreadPoolExecutor
+    store: ThreadPoolExecutor
+    scan: ThreadPoolExecutor
 
 
 class _Pipeline:
@@ -93,10 +96,10 @@ class _Pipeline:
                    config_hash=config_hash(config))  # fmt: skip
         self._spool = spool
         self._reader = threads.worker
-        self._writer = threads.writer
+        self._writer = threads.store
         self._checkpointer = Checkpointer(
             lambda rows, forgotten: store.save(rows, forgotten, spool.bounds()),
-            threads.writer,
+            threads.store,
             self._in_flight,
             committed=self._committed,
             clock=self._clock,
@@ -120,14 +123,22 @@ class _Pipeline:
             config.source.root,
             self._parts.scanner(),
             self._intake,
-            threads.scans,
+            threads.scan,
             interval_s=config.source.scan_s,
             clock=self._clock,
         )
         self._watched = self._watch()
         self._reloading = Reloading(
-            self._watched, threads.scans, note=self._note, metrics=self._metrics
+            self._watched, threads.scan, note=self._note, metrics=self._metrics
         )
+        self._history = History(self._metrics, self._clock)
+        self._heartbeat = Heartbeat(
+            threads._asdict(),
+            hang_s=config.agent.hang_s,
+            each=self._history.sample,
+            clock=self._clock,
+        )
+        self._lately = Lately(self._parts.shown)
         counts = [self._in_flight, *(way.in_flight for way in self._ways)]
         self._metrics.in_flight_events.set_function(lambda: sum(c.events for c in counts))
         self._metrics.in_flight_bytes.set_function(lambda: sum(c.bytes for c in counts))
@@ -164,7 +175,11 @@ class _Pipeline:
 
         await admin.start()
         try:
-            with stopping(self._begin_stop, abandon), hanging_up(self._reloading.ask):
+            with (
+                stopping(self._begin_stop, abandon),
+                hanging_up(self._reloading.ask),
+                self._lately.listening(),
+            ):
                 event(log, logging.INFO, "agent.started", version=__version__, pid=os.getpid(),
                       node=self._config.node, http_port=admin.port)  # fmt: skip
                 async with asyncio.TaskGroup() as tasks:
@@ -185,7 +200,7 @@ class _Pipeline:
     def _keeping(self) -> list[Coroutine[None, None, None]]:
         """What goes on while a stop drains."""
         outlets = [way.outlet.run() for way in self._ways]
-        aside = [self._checkpointer.run(), self._reloading.run()]
+        aside = [self._checkpointer.run(), self._reloading.run(), self._heartbeat.run()]
         if self._audit_topic is not None:
             aside.append(self._audit_topic.watch())
         return [*outlets, *(way.run() for way in self._ways), *aside]
@@ -342,6 +357,11 @@ class _Pipeline:
             self._in_flight,
             sources,
             reloaded=[watched.reloaded for watched in self._watched],
+            heartbeat=self._heartbeat,
+            history=self._history,
+            lately=self._lately,
+            registry=self._registry,
+            clock=self._clock,
             audit=None if self._audit_topic is None else self._audit_topic.outlet,
             shown=self._parts.shown,
         )
@@ -352,4 +372,5 @@ class _Pipeline:
             health=report.health,
             ready=report.ready,
             status=report.status,
+            page=report.page,
         )

@@ -87,6 +87,7 @@ class Agent(Policy, frozen=True):
     state_dir: Path = Path("/var/lib/feedback-agent")
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 25.0
     start_jitter_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    hang_s: Annotated[float, Meta(ge=1, le=3600)] = 120.0
 
 
 class Source(Policy, frozen=True):
