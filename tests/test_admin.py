@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
 
 from agent import admin
-from agent.admin import Admin, Health
+from agent.admin import Admin, Health, Page
 from agent.errors import ConfigError
 
 
 def well() -> Health:
     return Health(True)
+
+
+def blank() -> Page:
+    return Page("<!doctype html>", "default-src 'none'")
 
 
 @asynccontextmanager
@@ -23,6 +27,7 @@ async def serving(
     health: Callable[[], Health] = well,
     ready: Callable[[], Health] = well,
     status: Callable[[], Mapping[str, object]] = dict,
+    page: Callable[[], Page] = blank,
     timeout_s: float = 5.0,
 ) -> AsyncIterator[Admin]:
     registry = CollectorRegistry()
@@ -34,6 +39,7 @@ async def serving(
         health=health,
         ready=ready,
         status=status,
+        page=page,
         timeout_s=timeout_s,
     )
     await server.start()
@@ -113,6 +119,16 @@ async def test_status_carries_any_path_a_file_system_may_hold() -> None:
     assert [name] == json.loads(body)["files"]
 
 
+async def test_the_page_comes_with_what_a_browser_may_do_with_it() -> None:
+    page = Page("<!doctype html><p>\u00e9</p>", "default-src 'none'")
+    async with serving(page=lambda: page) as server:
+        status, headers, body = await ask(server, "/")
+
+    assert (200, "text/html; charset=utf-8") == (status, headers["Content-Type"])
+    assert "default-src 'none'" == headers["Content-Security-Policy"]
+    assert page.html == body.decode()
+
+
 async def test_head_is_get_without_the_body() -> None:
     async with serving() as server:
         _, of_get, body = await ask(server, "/metrics")
@@ -133,7 +149,7 @@ async def test_nothing_can_be_written(method: str) -> None:
 
 async def test_what_is_not_there_is_not_found() -> None:
     async with serving() as server:
-        assert 404 == (await ask(server, "/"))[0]
+        assert 404 == (await ask(server, "/favicon.ico"))[0]
         assert 404 == (await ask(server, "/metrics/../etc/passwd"))[0]
 
 
@@ -222,6 +238,7 @@ async def test_a_port_in_use_is_a_mistake_in_the_configuration() -> None:
             health=well,
             ready=well,
             status=dict,
+            page=blank,
         )
         with pytest.raises(ConfigError, match=r"^http\.port: found \d+, already in use"):
             await second.start()
@@ -229,8 +246,9 @@ async def test_a_port_in_use_is_a_mistake_in_the_configuration() -> None:
 
 
 async def test_an_address_of_another_machine_is_one_too() -> None:
+    registry = CollectorRegistry()
     other = Admin(
-        "192.0.2.1", 0, registry=CollectorRegistry(), health=well, ready=well, status=dict
+        "192.0.2.1", 0, registry=registry, health=well, ready=well, status=dict, page=blank
     )
     with pytest.raises(ConfigError, match=r"^http\.host: found '192\.0\.2\.1'; allowed: "):
         await other.start()
