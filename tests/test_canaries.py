@@ -96,7 +96,7 @@ def test_no_canary_is_anywhere(embedded: EmbeddedKafka, tmp_path: Path) -> None:
     for r in found:
         headers = b" ".join(name.encode() + b"=" + value for name, value in r.headers)
         seen.append((f"{r.topic} {r.offset}", b" ".join([r.key or b"", r.value or b"", headers])))
-    assert {"spool.db", "checkpoints.db", "audit.jsonl", "log", "/metrics", "/status"} <= {
+    assert {"spool.db", "checkpoints.db", "audit.jsonl", "log", "/metrics", "/status", "/"} <= {
         where for where, _ in seen
     }
     assert [] == [(where, hit(content)) for where, content in seen if hit(content)]
@@ -105,7 +105,7 @@ def test_no_canary_is_anywhere(embedded: EmbeddedKafka, tmp_path: Path) -> None:
 
 def look(agent: Agent, seen: list[tuple[str, bytes]]) -> None:
     seen.extend(
-        (page, agent.get(page).body.encode()) for page in ("/metrics", "/status", "/readyz")
+        (page, agent.get(page).body.encode()) for page in ("/metrics", "/status", "/readyz", "/")
     )
     look_at_files(agent, seen)
 
@@ -145,7 +145,7 @@ def test_names_of_clients_and_files_are_redacted_where_people_see_them(
         agent.until_delivered(1)
         agent.until(lambda: agent.status()["unreadable"] != [], "the link is said")
         agent.until(lambda: 'client="[EMAIL]"' in agent.get("/metrics").body, "a series")
-        seen = [agent.get(page).body for page in ("/metrics", "/status")]
+        seen = [agent.get(page).body for page in ("/metrics", "/status", "/")]
         assert 0 == agent.stop()
         seen += [agent.log_text(), (agent.state_dir / "audit.jsonl").read_text()]
     (record,) = records(mock, mock.events)
