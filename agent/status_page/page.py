@@ -102,7 +102,7 @@ def _sink(name: str, sink: Mapping[str, Any]) -> str:
         ("Breaker", _looked(sink["breaker"])),
         ("Problem", _text(sink["problem"]) if sink["problem"] else "none"),
         ("Batches under way", count(sink["batches_queued"])),
-        ("Oldest without an answer", span(sink["unanswered_s"])),
+        ("Oldest unanswered", span(sink["unanswered_s"])),
     ]
     if "mode" in sink:
         full = f" {_pill('full: ' + sink['spool_full'], 'bad')}" if sink["spool_full"] else ""
@@ -161,12 +161,11 @@ def _unreadable(names: Sequence[Mapping[str, str]]) -> str:
 
 def _problems(problems: Sequence[Mapping[str, Any]], now: datetime) -> str:
     return _table(
-        ("nowrap:When", "What", "wide:With", "number:Times"),
+        ("nowrap:When", "What", "number:Times"),
         (
             (
                 f"{_age(problem['at'], now)} ago",
-                f"<code>{_text(problem['event'])}</code>",
-                f"<code>{_text(_fields(problem['fields']))}</code>",
+                f"<code>{_text(problem['event'])}</code>{_fields(problem['fields'])}",
                 count(problem["count"]),
             )
             for problem in problems
@@ -180,7 +179,8 @@ def _age(at: str, now: datetime) -> str:
 
 
 def _fields(fields: Mapping[str, object]) -> str:
-    return " ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
+    said = " ".join(f"{key}={value}" for key, value in fields.items() if value not in (None, ""))
+    return f'<div class="quiet">{_text(said)}</div>'
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> str:
