@@ -5,14 +5,25 @@ costs memory here and in everything that stores it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
+from agent.clock import Clock, SystemClock
 from agent.core.discovery import Seen
 from agent.core.identity import Checkpoint
+from agent.core.lag import Waits
 from agent.telemetry import OTHER, Metrics
 
 NAMED_MAX = 32
 NAME_CHARACTERS_MAX = 64
+
+
+class Known(NamedTuple):
+    """A file, how far it is settled, and whether all beyond that is a line without its end."""
+
+    seen: Seen
+    row: Checkpoint
+    torn: bool = False
 
 
 class Clients:
@@ -21,8 +32,15 @@ class Clients:
     ``shown`` says what may be shown of a name; of clients that look the same one has a series.
     """
 
-    def __init__(self, metrics: Metrics, shown: Callable[[str], str] = str) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        shown: Callable[[str], str] = str,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock = SystemClock() if clock is None else clock
         self._shown = shown
+        self._waits = Waits()
         self._metrics = metrics
         self._named: dict[str, str] = {}  # client -> label
 
@@ -36,17 +54,32 @@ class Clients:
         """Return whether other rules of redaction show it as something else by now."""
         return self._shown(client)[:NAME_CHARACTERS_MAX] != self._named[client]
 
-    def scanned(self, files: Iterable[tuple[Seen, Checkpoint]]) -> int:
+    def scanned(self, files: Iterable[Known]) -> int:
         """Export how far each client is behind. Return the bytes of all."""
-        behind: defaultdict[str, int] = defaultdict(int)
-        for seen, row in files:
-            behind[row.client] += max(0, seen.size - row.watermark)
-        for client in [c for c in self._named if c not in behind or self._renamed(c)]:
+        lag_bytes: defaultdict[str, int] = defaultdict(int)
+        behind = []
+        for seen, row, torn in files:
+            lag_bytes[row.client] += max(0, seen.size - row.watermark)
+            if seen.size > row.watermark and not torn:
+                behind.append((row.client, seen, row.watermark))
+        self._name(lag_bytes)
+        now_s = self._clock.wall()
+        lag_s = dict.fromkeys(lag_bytes, 0.0)
+        since = self._waits.scanned((seen, watermark) for _, seen, watermark in behind)
+        for (client, _, _), since_s in zip(behind, since, strict=True):
+            lag_s[client] = max(lag_s[client], now_s - since_s)
+        self._export(lag_bytes, lag_s)
+        return sum(lag_bytes.values())
+
+    def _name(self, clients: Iterable[str]) -> None:
+        """Let clients without files go, and take new ones in their places."""
+        clients = dict.fromkeys(clients)
+        for client in [c for c in self._named if c not in clients or self._renamed(c)]:
             label = self._named.pop(client)
             for series in self._metrics.of_clients:
                 series.remove(label)
         taken = set(self._named.values())
-        for client in behind:
+        for client in clients:
             label = self._shown(client)[:NAME_CHARACTERS_MAX]
             if len(self._named) >= NAMED_MAX:
                 break
@@ -55,9 +88,14 @@ class Clients:
                 taken.add(label)
                 for series in self._metrics.of_clients:
                     series.labels(label)
-        by_label: defaultdict[str, int] = defaultdict(int, {OTHER: 0})
-        for client, lag_bytes in behind.items():
-            by_label[self.label(client)] += lag_bytes
-        for label, lag_bytes in by_label.items():
-            self._metrics.client_lag_bytes.labels(label).set(lag_bytes)
-        return sum(behind.values())
+
+    def _export(self, lag_bytes: Mapping[str, int], lag_s: Mapping[str, float]) -> None:
+        bytes_of: defaultdict[str, int] = defaultdict(int, {OTHER: 0})
+        longest_s: defaultdict[str, float] = defaultdict(float, {OTHER: 0.0})
+        for client in lag_bytes:
+            label = self.label(client)
+            bytes_of[label] += lag_bytes[client]
+            longest_s[label] = max(longest_s[label], lag_s[client])
+        for label in bytes_of:
+            self._metrics.client_lag_bytes.labels(label).set(bytes_of[label])
+            self._metrics.client_lag_seconds.labels(label).set(longest_s[label])

@@ -139,9 +139,7 @@ class _Pipeline:
             clock=self._clock,
         )
         self._lately = Lately(self._parts.shown)
-        counts = [self._in_flight, *(way.in_flight for way in self._ways)]
-        self._metrics.in_flight_events.set_function(lambda: sum(c.events for c in counts))
-        self._metrics.in_flight_bytes.set_function(lambda: sum(c.bytes for c in counts))
+        self._measure()
         self._stop = asyncio.Event()
         self._acked = 0  # batches, to see whether a drain still gets anywhere
         self._ends_s: float | None = None  # when a stop gives up; None: nobody has asked for one
@@ -268,6 +266,17 @@ class _Pipeline:
 
     # ---- what happens between the rooms
 
+    def _measure(self) -> None:
+        """Let metrics that are read where they stand know where."""
+        metrics, counts = self._metrics, [self._in_flight, *(way.in_flight for way in self._ways)]
+        metrics.in_flight_events.set_function(lambda: sum(c.events for c in counts))
+        metrics.in_flight_bytes.set_function(lambda: sum(c.bytes for c in counts))
+        use = metrics.buffer_use_ratio
+        use.labels("in_flight").set_function(lambda: max(c.use for c in counts))
+        use.labels("spool").set_function(lambda: self._events.use)
+        use.labels("dead_letters").set_function(lambda: self._dead_letters.use)
+        metrics.config_info.labels(config_hash(self._config)).set(1)
+
     def _watch(self) -> list[Watched]:
         """Return what is reloaded, and what then becomes of it."""
         parts, chunker = self._parts, self._worker.chunker
@@ -297,16 +306,9 @@ class _Pipeline:
 
     def _settled(self, outlet: str, batch: Batch, kafka_offset: int, latency_s: float) -> None:
         self._acked += 1
-        metrics = self._metrics
-        metrics.ack_seconds.labels(outlet).observe(latency_s)
-        metrics.batches_delivered.labels(outlet).inc()
-        metrics.sent_bytes.labels(outlet).inc(len(batch.payload))
-        metrics.batch_records.observe(batch.count)
+        self._metrics.acked(outlet, batch, latency_s, self._clock.monotonic())
         if outlet == "events":
             self._parts.pace.acked(latency_s)
-            metrics.events_delivered.inc(batch.count)
-        else:
-            metrics.dead_letters_delivered.inc(batch.count)
         self._checkpointer.settle(batch.chunks)
 
     def _refused(self, outlet: str, batch: Batch, reason: str) -> None:

@@ -88,15 +88,20 @@ class Queue:
         """Return the configuration's key of the limit that is reached, or None."""
         disk = os.statvfs(self._directory)
         size = disk.f_blocks * disk.f_frsize
-        bytes_max = limits.bytes_max
-        if bytes_max is None:
-            bytes_max = min(GIB, int(BYTES_SHARE * size))
-        if self.bytes >= bytes_max:
+        if self.bytes >= self.bytes_max(limits):
             return "bytes_max"
         # Of what we may use: the superuser's reserve is nothing that is left to others.
         if disk.f_bavail * disk.f_frsize < limits.disk_free_min * size:
             return "disk_free_min"
         return None
+
+    @_of_the_disk()
+    def bytes_max(self, limits: Limits) -> int:
+        """Return the bytes that it holds at most, by its own limit alone."""
+        if limits.bytes_max is not None:
+            return limits.bytes_max
+        disk = os.statvfs(self._directory)
+        return min(GIB, int(BYTES_SHARE * disk.f_blocks * disk.f_frsize))
 
     @_of_the_disk()
     def put(self, batches: Iterable[Batch]) -> None:

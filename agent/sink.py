@@ -120,6 +120,7 @@ class Outlet:
         self._said: str | None = "not connected yet"
         self._doubted = False  # a send has failed: only an acknowledgement says it is up again
         self._noted = State.CLOSED
+        self._count_breaker()
 
     def admit(self, batch: Batch) -> None:
         self.empty.clear()
@@ -261,6 +262,7 @@ class Outlet:
         assert sink is not None
         if not self.delivery.renewing:
             self._metrics.producer_retirements.labels(self.name).inc()
+            self._metrics.retries.labels(self.name).inc(self.delivery.given)
             self._note("producer.retired", sink=self.name, reason=self.delivery.reason)
         dropping = asyncio.current_task()
         assert dropping is not None
@@ -311,5 +313,11 @@ class Outlet:
         state = self.delivery.breaker.state
         if state is not self._noted:
             self._noted = state
+            self._count_breaker()
             reason = self.delivery.reason
             self._note("breaker.changed", sink=self.name, state=state.value, reason=reason)
+
+    def _count_breaker(self) -> None:
+        for state in State:
+            gauge = self._metrics.breaker_state.labels(self.name, state.value)
+            gauge.set(state is self._noted)

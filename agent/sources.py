@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Container
 
 from agent.adoption import Adoption
-from agent.clients import Clients
+from agent.clients import Clients, Known
 from agent.clock import Clock
 from agent.core.auditing import Note, unheard
 from agent.core.discovery import FileKey, Found, Scan, Seen, plan
@@ -64,7 +64,7 @@ class Sources:
         self.registry.strangers.open_file = open_file
         self.turns = turns
         self.refusals = Refusals(metrics, note)
-        self.clients = Clients(metrics, shown)
+        self.clients = Clients(metrics, shown, clock)
         self.opened = Opened(
             registry, turns, line_bytes_max=line_bytes_max, descriptors_max=descriptors_max
         )
@@ -262,5 +262,14 @@ class Sources:
         files.labels("active").set(len(self.opened))
         files.labels("idle").set(len(self._met.by_key) - len(self.opened))
         files.labels("unreadable").set(self.refusals.count)
-        known = ((f.seen, f.latest()) for f in self._met.files() if f.seen is not None)
+        known = (
+            Known(f.seen, f.latest(), self._ends_torn(f))
+            for f in self._met.files()
+            if f.seen is not None
+        )
         self._metrics.lag_bytes.set(self.clients.scanned(known))
+
+    def _ends_torn(self, followed: Followed) -> bool:
+        """Return whether nothing of it waits but a line whose end is not written yet."""
+        reader = followed.harvester
+        return reader is not None and reader.torn and self.opened.drained(followed)

@@ -96,6 +96,7 @@ class Spooler:
         self._queue = queue
         self._in_store = in_store
         self._rules = rules
+        self._bytes_max = queue.bytes_max(rules.limits)
         self._settle = settle
         self._changed = changed
         self._note = note
@@ -130,6 +131,11 @@ class Spooler:
         """Return how many records are in the spool, or soon will be."""
         incoming = sum(batch.count for batch in self._incoming)
         return self._end - self._head + incoming
+
+    @property
+    def use(self) -> float:
+        """Return how full the queue is, from 0 to 1, by its own limit."""
+        return self._queue.bytes / max(1, self._bytes_max)
 
     @property
     def may_append(self) -> bool:

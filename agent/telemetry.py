@@ -6,13 +6,17 @@ How a line looks and what a flood of them costs is up to ``agent.logs``.
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from agent import __version__
+from agent.core.batch import Batch
+from agent.core.breaker import State
 from agent.core.identity import Cause
 from agent.core.reasons import REASONS
 from agent.core.redaction_rules import KINDS
@@ -55,10 +59,14 @@ SEND_FAILURES = (
 """Why a send failed and will be tried again: every reason that a sink may give."""
 RELOADED = ("redaction", "schemas", "secrets", "tokens")
 """What is read anew when its files change: every name of a ``reloaded.Reloaded``."""
+BUFFERS = ("in_flight", "spool", "dead_letters")
+SIGNALS = ("metrics", "logs")
 
 ACK_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
+AGE_BUCKETS_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
 CHECKPOINT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 BATCH_BUCKETS = (1, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
+BATCH_BYTES_BUCKETS = tuple(float(1 << bits) for bits in range(10, 22, 2))
 
 
 class Metrics:
@@ -66,7 +74,8 @@ class Metrics:
 
     Never label by path, key, client or error text: on a busy node each is unbounded. Every
     combination is exported as 0 from the start, so that ``rate()`` sees the first one. Count per
-    batch or chunk, never per line: one ``labels().inc()`` costs a microsecond.
+    batch or chunk, never per line: one ``labels().inc()`` costs a microsecond. docs/metrics.md has
+    them all, and what a batch pays.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -79,6 +88,7 @@ class Metrics:
         self._kafka()
         self._spool()
         self._agent()
+        self._otlp()
         self._gauge("build_info", "1, the version is the label.", version=(__version__,)).labels(
             __version__
         ).set(1)
@@ -90,6 +100,7 @@ class Metrics:
         self.lines_rejected = self._counter(
             "lines_rejected", "Lines that became dead letters.", reason=REASONS
         )
+        self._registry.register(_Accepted(self))
         self.read_bytes = self._counter("read_bytes", "Bytes read from source files, holes apart.")
         self.hole_bytes = self._counter(
             "hole_bytes", "NUL bytes before lines, which nobody wrote: passed over."
@@ -147,10 +158,17 @@ class Metrics:
             "Bytes on disk above the watermark, for each client, as the last scan saw it.",
             client=(OTHER,),
         )
+        self.client_lag_seconds = self._gauge(
+            "client_lag_seconds",
+            "How long the oldest unsettled line of each client is on disk, as scans saw it; a last "
+            "line without its end apart. What was there at the first scan counts from its file's "
+            "last write.",
+            client=(OTHER,),
+        )
         self.client_lines_read = self._counter(
             "client_lines_read", "Lines read, for each client.", client=(OTHER,)
         )
-        self.of_clients = self.client_lag_bytes, self.client_lines_read
+        self.of_clients = self.client_lag_bytes, self.client_lag_seconds, self.client_lines_read
         self.clients_slowed = self._gauge(
             "clients_slowed", "Clients whose files are read later, for they are over a limit."
         )
@@ -172,15 +190,48 @@ class Metrics:
         self.sent_bytes = self._counter(
             "sent_bytes", "Bytes of acknowledged batches, compressed.", sink=SINKS
         )
+        self.raw_bytes = self._counter(
+            "raw_bytes",
+            "Bytes of the same before compression; sent_bytes in these is the compression ratio.",
+            sink=SINKS,
+        )
         self.batch_records = self._histogram("batch_records", "Records in a batch.", BATCH_BUCKETS)
+        self.batch_bytes = self._histogram(
+            "batch_bytes", "Bytes of a batch, compressed.", BATCH_BYTES_BUCKETS
+        )
+        self.batch_age_seconds = self._histogram(
+            "batch_age_seconds",
+            "From reading the first line of a batch to sending it, for the last time if it was "
+            "sent again.",
+            AGE_BUCKETS_S,
+        )
+        self.append_to_ack_seconds = self._histogram(
+            "append_to_ack_seconds",
+            "From reading the first line of a batch of events, or its first record in the spool, "
+            "to its acknowledgement: the longest way in it. A line is read within milliseconds of "
+            "its append; where not, client_lag_seconds has how long it waited.",
+            ACK_BUCKETS_S,
+        )
         self.ack_seconds = self._histogram(
             "ack_seconds", "From sending a batch to its answer.", ACK_BUCKETS_S, sink=SINKS
         )
         self.producer_retirements = self._counter(
             "producer_retirements", "Producers replaced after a failed delivery.", sink=SINKS
         )
+        self.retries = self._counter(
+            "retries", "Batches to be sent again: given to a producer that was retired.", sink=SINKS
+        )
         self.send_failures = self._counter(
-            "send_failures", "Batches to be sent again.", sink=SINKS, reason=SEND_FAILURES
+            "send_failures",
+            "Failures to connect, to send or to be answered, by reason.",
+            sink=SINKS,
+            reason=SEND_FAILURES,
+        )
+        self.breaker_state = self._gauge(
+            "breaker_state",
+            "1 for the state that the circuit breaker is in, else 0.",
+            sink=SINKS,
+            state=tuple(state.value for state in State),
         )
         self.throttled_seconds = self._counter(
             "throttled_seconds", "How long brokers asked to be left alone (quotas).", sink=SINKS
@@ -206,6 +257,23 @@ class Metrics:
         )
 
     def _agent(self) -> None:
+        self.buffer_use_ratio = self._gauge(
+            "buffer_use_ratio",
+            "How full a buffer is, from 0 to 1: in_flight.*, spool.bytes_max, dlq.store_bytes_max. "
+            "in_flight overshoots by a chunk at most.",
+            buffer=BUFFERS,
+        )
+        self.unsent_bytes = self._gauge(
+            "unsent_bytes",
+            "Bytes that a dead disk of this node would take: lag_bytes, held_bytes, spool_bytes.",
+        )
+        at_risk = self.lag_bytes, self.held_bytes, self.spool_bytes
+        self.unsent_bytes.set_function(lambda: sum(map(_total, at_risk)))
+        self.config_info = self._gauge(
+            "config_info",
+            "1; hash is the SHA-256 of what feedback-agent check prints.",
+            hash=(),
+        )
         self.in_flight_events = self._gauge(
             "in_flight_events",
             "Events read and not settled. At most in_flight.events_max, of files and of the spool.",
@@ -229,6 +297,30 @@ class Metrics:
         self.audit_unsent = self._gauge(
             "audit_unsent", "Records of the audit log that audit.topic has not got."
         )
+
+    def _otlp(self) -> None:
+        self.otlp_failures = self._counter(
+            "otlp_failures", "Exports by OTLP that failed; nothing waits for them.", signal=SIGNALS
+        )
+        self.otlp_logs_dropped = self._counter(
+            "otlp_logs_dropped", "Log lines that OTLP did not get; stdout has them."
+        )
+
+    def acked(self, sink: str, batch: Batch, latency_s: float, now_s: float) -> None:
+        """Count a batch that Kafka has had for no time at all, ``latency_s`` after it was sent."""
+        whole_s = now_s - batch.opened_at_s
+        self.ack_seconds.labels(sink).observe(latency_s)
+        self.batches_delivered.labels(sink).inc()
+        self.sent_bytes.labels(sink).inc(len(batch.payload))
+        self.raw_bytes.labels(sink).inc(batch.raw_bytes)
+        self.batch_records.observe(batch.count)
+        self.batch_bytes.observe(len(batch.payload))
+        self.batch_age_seconds.observe(max(0.0, whole_s - latency_s))
+        if sink == "events":
+            self.append_to_ack_seconds.observe(whole_s)
+            self.events_delivered.inc(batch.count)
+        else:
+            self.dead_letters_delivered.inc(batch.count)
 
     def dead_letters(self) -> dict[str, int]:
         """Return how many lines became dead letters so far, by reason."""
@@ -254,6 +346,36 @@ class Metrics:
             buckets=buckets,
         )
         return _zeroed(made, labels)
+
+
+class _Accepted(Collector):
+    """What of ``lines_read`` was neither blank nor rejected: a count of its own could drift.
+
+    Between the counts of one chunk it would be too high for a moment, so it never goes back.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._said = 0.0
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        metrics = self._metrics
+        rejected = sum(
+            lines for reason, lines in metrics.dead_letters().items()
+            if not reason.startswith("refused_")
+        )  # fmt: skip
+        accepted = _total(metrics.lines_read) - _total(metrics.lines_blank) - rejected
+        self._said = max(self._said, accepted)
+        yield CounterMetricFamily(
+            "feedback_agent_lines_accepted",
+            "Lines that became events: neither blank nor rejected.",
+            value=self._said,
+        )
+
+
+def _total(metric: Counter | Gauge) -> float:
+    """Return the sum over all series of ``metric``."""
+    return sum(sample.value for family in metric.collect() for sample in family.samples)
 
 
 M = TypeVar("M", Counter, Gauge, Histogram)

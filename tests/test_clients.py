@@ -1,37 +1,43 @@
 """Clients in metrics: named up to a bound, and no longer than they have files."""
 
+import zlib
+
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agent.clients import NAME_CHARACTERS_MAX, NAMED_MAX, Clients
+from agent.clients import NAME_CHARACTERS_MAX, NAMED_MAX, Clients, Known
 from agent.core.discovery import Seen
-from agent.core.identity import Birth, Checkpoint
+from agent.core.identity import Birth
 from agent.harvester import first_generation
 from agent.telemetry import OTHER, Metrics
+from tests.fakes import FakeClock
 
 
 class World:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.clients = Clients(Metrics(self.registry))
+        self.clock = FakeClock()
+        self.clients = Clients(Metrics(self.registry), clock=self.clock)
 
     def scanned(self, *names: str, size: int = 10) -> int:
         return self.clients.scanned([one(name, size) for name in names])
 
-    def lag(self) -> dict[str, float]:
-        """Return the series of ``client_lag_bytes``, by label."""
+    def lag(self, of: str = "bytes") -> dict[str, float]:
+        """Return the series of ``client_lag_bytes`` or ``client_lag_seconds``, by label."""
         return {
             sample.labels["client"]: sample.value
             for family in self.registry.collect()
             for sample in family.samples
-            if sample.name == "feedback_agent_client_lag_bytes"
+            if sample.name == f"feedback_agent_client_lag_{of}"
         }
 
 
-def one(client: str, size: int) -> tuple[Seen, Checkpoint]:
+def one(client: str, size: int, *, mtime_s: int = 0, torn: bool = False) -> Known:
     path = f"{client}/a.jsonl"
     birth = Birth(1, 1, 0, 1)
-    return Seen(path, client, 1, 1, size, 0), first_generation(birth, path, client)
+    inode = zlib.crc32(client.encode())
+    seen = Seen(path, client, inode, 1, size, mtime_s * 10**9)
+    return Known(seen, first_generation(birth, path, client), torn)
 
 
 @pytest.fixture
@@ -89,3 +95,25 @@ def test_a_client_that_is_called_other_is_one_of_the_others(world: World) -> Non
     world.scanned(OTHER)
 
     assert {OTHER: 10} == world.lag()
+
+
+def test_the_lag_in_seconds_is_that_of_the_clients_oldest_line(world: World) -> None:
+    """Sums of ages mean nothing: who waits longest is who should be looked at."""
+    now_s = int(world.clock.wall())
+    files = [one("a", 10, mtime_s=now_s - 30), one("b", 10, mtime_s=now_s - 5)]
+    files.append(Known(files[1].seen, files[1].row))
+    world.clients.scanned(files)
+    lag = world.lag("seconds")
+
+    assert 30 <= lag["a"] < 31
+    assert 5 <= lag["b"] < 6
+    assert 0 == lag[OTHER]
+
+
+def test_a_last_line_without_its_end_is_not_late(world: World) -> None:
+    """An app that died within a line would raise an alarm that nobody can end."""
+    now_s = int(world.clock.wall())
+    world.clients.scanned([one("a", 10, mtime_s=now_s - 999, torn=True)])
+
+    assert 0 == world.lag("seconds")["a"]
+    assert 10 == world.lag()["a"]

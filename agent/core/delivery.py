@@ -243,6 +243,11 @@ class Delivery:
         """Return how many batches are neither acked nor refused."""
         return self._lanes.queued
 
+    @property
+    def given(self) -> int:
+        """Return how many of those the producer was given: they go again once it is gone."""
+        return self._lanes.given
+
     def batches(self) -> list[Batch]:
         """Return them, in order per partition."""
         return self._lanes.batches()

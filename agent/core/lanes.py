@@ -96,6 +96,11 @@ class Lanes:
         return sum(len(lane.queue) for lane in self._lanes.values())
 
     @property
+    def given(self) -> int:
+        """Return how many of them this producer was given, failed or not."""
+        return sum(lane.sent for lane in self._lanes.values())
+
+    @property
     def attempts(self) -> int:
         """Return how many producers' lives the most unlucky partition has seen in vain."""
         return max((lane.attempts for lane in self._lanes.values()), default=0)

@@ -33,7 +33,13 @@ class InFlight:
     @property
     def full(self) -> bool:
         """Return whether reading must wait. One chunk may overshoot; it is bounded itself."""
-        return self.events >= self._policy.events_max or self.bytes >= self._policy.bytes_max
+        return self.use >= 1.0
+
+    @property
+    def use(self) -> float:
+        """Return the share of its bounds that is taken, of the one that is reached first."""
+        policy = self._policy
+        return max(self.events / policy.events_max, self.bytes / policy.bytes_max)
 
 
 class Bucket:
