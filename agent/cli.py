@@ -119,11 +119,13 @@ def run(config_path: Path | None) -> int:
       feedback-agent run --config /etc/feedback-agent/config.yaml
     """
     loaded = _load(config_path)
-    from agent import assembly, logs, redaction
+    from agent import assembly, logs, otlp_collector, redaction
 
     rules = assembly.in_force(loaded)
+    if loaded.otlp.endpoint is not None:
+        otlp_collector.require()
     shown = redaction.shown(lambda: rules.redaction.value)
-    logs.setup(loaded.log.level, loaded.log.format, shown=shown)
+    logs.setup(loaded.log.level, loaded.log.format, sys.stdout, shown=shown)
     from agent import pipeline
 
     return pipeline.run(loaded, rules)
@@ -271,8 +273,10 @@ def _audit_path(config_path: Path | None) -> Path:
 
 def _read_files(loaded: config.Config) -> None:
     """Read what the agent would. Raises ``ConfigError``."""
-    from agent import codecs, redaction, schemas
+    from agent import codecs, otlp_collector, redaction, schemas
 
+    if loaded.otlp.endpoint is not None:
+        otlp_collector.require()
     redaction.load(loaded.redact)
     schemas.load(loaded.schema)
     kafka = loaded.kafka

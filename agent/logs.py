@@ -2,7 +2,7 @@
 
 A value that came from a file or the network (a path!) is escaped, so it can neither forge a line
 nor drive a terminal. A flood costs one line, not a disk: a library may repeat a message once in
-``LIBRARY_QUIET_S``, an event of ours ``BURST`` times.
+``LIBRARY_QUIET_S``, an event of ours once in ``QUIET_S`` after a burst of ``BURST``.
 """
 
 import logging
@@ -22,11 +22,15 @@ Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["json", "console"]
 
 LIBRARY_QUIET_S = 30.0
+QUIET_S = 10.0
 BURST = 20
-BURST_S = 30.0
 KEPT_NAMES_MAX = 1024
 TEXT_CHARACTERS_MAX = 2048
-TAMED = ("aiokafka", "asyncio", "watchdog")
+_ROUNDING = 1e-6  # sums of fractions of a token
+TAMED = ("aiokafka", "asyncio", "grpc", "opentelemetry", "watchdog")
+
+Copy = Callable[[logging.LogRecord, Mapping[str, object]], None]
+"""Takes a record that is written, and what is written of it."""
 
 
 def escaped(text: str) -> str:
@@ -58,7 +62,8 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self._shown = shown
 
-    def _entry(self, record: logging.LogRecord) -> dict[str, object]:
+    def entry(self, record: logging.LogRecord) -> dict[str, object]:
+        """Return what is written of ``record``: plain values, redacted and escaped."""
         message = record.getMessage()
         entry: dict[str, object] = {
             "at": self.formatTime(record),
@@ -97,7 +102,7 @@ class JsonFormatter(_Formatter):
     """One JSON object a line: at, level, logger, event, the fields, and maybe an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return msgspec.json.encode(self._entry(record)).decode()
+        return msgspec.json.encode(self.entry(record)).decode()
 
 
 class ConsoleFormatter(_Formatter):
@@ -110,7 +115,7 @@ class ConsoleFormatter(_Formatter):
         self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
-        entry = self._entry(record)
+        entry = self.entry(record)
         at, level = str(entry.pop("at"))[11:-1], str(entry.pop("level"))
         exception = str(entry.pop("exception", ""))
         logger, name = entry.pop("logger"), str(entry.pop("event"))
@@ -129,54 +134,80 @@ def _word(value: object) -> str:
 
 
 class Floodgate(logging.Filter):
-    """Lets the first records of a name through and counts the rest.
+    """Lets the first records of a name through, then one now and then, and counts the rest.
 
-    The next record that passes carries the count as ``suppressed``. Of at most
-    ``KEPT_NAMES_MAX`` names a history is kept. Critical records always pass; aiokafka's below
-    WARNING never do, since it logs keys and values there.
+    The next record that passes carries the count as ``suppressed``. Errors are counted apart from
+    what is less severe, so that no flood of warnings keeps one back. Of at most ``KEPT_NAMES_MAX``
+    names a history is kept. Critical records always pass; aiokafka's below WARNING never do, since
+    it logs keys and values there.
     """
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
-        self._seen: OrderedDict[tuple[str, str], _Window] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, str, bool], _Name] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        ours = _ours(record)
         if record.name.partition(".")[0] == "aiokafka" and record.levelno < logging.WARNING:
             return False
         if record.levelno >= logging.CRITICAL:
             return True
-        key = (record.name, str(record.msg)[:TEXT_CHARACTERS_MAX])
-        now_s = self._clock.monotonic()
-        window = self._seen.get(key)
-        if window is None or now_s >= window.ends_s:
-            suppressed = window.suppressed if window else 0
-            length_s = BURST_S if ours else LIBRARY_QUIET_S
-            window = self._seen[key] = _Window(now_s + length_s, BURST if ours else 1)
-            self._seen.move_to_end(key)
+        severe = record.levelno >= logging.ERROR
+        key = record.name, str(record.msg)[:TEXT_CHARACTERS_MAX], severe
+        name = self._seen.get(key)
+        if name is None:
+            name = self._seen[key] = _Name(_ours(record), self._clock.monotonic())
             if len(self._seen) > KEPT_NAMES_MAX:
                 self._seen.popitem(last=False)
-            if suppressed:
-                record.suppressed = suppressed
-        if window.left == 0:
-            window.suppressed += 1
+        self._seen.move_to_end(key)
+        if not name.may_pass(self._clock.monotonic()):
+            name.suppressed += 1
             return False
-        window.left -= 1
+        if name.suppressed:
+            record.suppressed, name.suppressed = name.suppressed, 0
         return True
 
 
-class _Window:
-    __slots__ = ("ends_s", "left", "suppressed")
+class _Name:
+    """A token bucket: ``burst`` at once, then one in ``quiet_s``."""
 
-    def __init__(self, ends_s: float, left: int) -> None:
-        self.ends_s = ends_s
-        self.left = left
+    __slots__ = ("_at_s", "_burst", "_quiet_s", "_tokens", "suppressed")
+
+    def __init__(self, ours: bool, now_s: float) -> None:
+        self._burst, self._quiet_s = (BURST, QUIET_S) if ours else (1, LIBRARY_QUIET_S)
+        self._tokens = float(self._burst)
+        self._at_s = now_s
         self.suppressed = 0
+
+    def may_pass(self, now_s: float) -> bool:
+        earned = (now_s - self._at_s) / self._quiet_s
+        self._tokens, self._at_s = min(self._burst, self._tokens + earned), now_s
+        if self._tokens < 1.0 - _ROUNDING:
+            return False
+        self._tokens -= 1.0
+        return True
 
 
 class _Stream(logging.StreamHandler[TextIO]):
     """Ours, so that a second ``setup`` finds and replaces the first one."""
+
+    def __init__(self, stream: TextIO, formatter: _Formatter) -> None:
+        super().__init__(stream)
+        self.setFormatter(formatter)
+        self.copy: Copy | None = None
+        self._entry = formatter.entry
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if self.copy is not None:
+            self.copy(record, self._entry(record))
+
+
+def copy_to(copy: Copy | None) -> None:
+    """Let ``copy`` have all that is written from now on; None: nobody. Call ``setup`` before."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Stream):
+            handler.copy = copy
 
 
 def setup(
@@ -191,9 +222,9 @@ def setup(
     terminal = stream.isatty()
     chosen = format or ("console" if terminal else "json")
     coloured = terminal and not os.environ.get("NO_COLOR")
-    handler = _Stream(stream)
-    handler.setFormatter(
-        JsonFormatter(shown) if chosen == "json" else ConsoleFormatter(shown, coloured=coloured)
+    handler = _Stream(
+        stream,
+        JsonFormatter(shown) if chosen == "json" else ConsoleFormatter(shown, coloured=coloured),
     )
     handler.addFilter(Floodgate(SystemClock() if clock is None else clock))
     root = logging.getLogger()

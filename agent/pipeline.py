@@ -10,14 +10,14 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry
 
-from agent import __version__
+from agent import __version__, logs
 from agent.admin import Admin
 from agent.assembly import InForce, Parts, config_hash
 from agent.checkpoints import Checkpointer
@@ -61,7 +61,9 @@ def run(config: Config, rules: InForce) -> int:
         ThreadPoolExecutor(1, "scan") as scans,
     ):
         threads = _Threads(worker, writer, scans)
-        return asyncio.run(_Pipeline(config, rules, store, spool, threads).run())
+        pipeline = _Pipeline(config, rules, store, spool, threads)
+        with pipeline.exporting():
+            return asyncio.run(pipeline.run())
 
 
 class _Threads(NamedTuple):
@@ -145,6 +147,25 @@ class _Pipeline:
         self._ends_s: float | None = None  # when a stop gives up; None: nobody has asked for one
 
     # ---- the life of one run
+
+    @contextlib.contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Export metrics, and log lines if wanted, where there is somebody to get them."""
+        wanted = self._config.otlp
+        if wanted.endpoint is None:
+            yield
+            return
+        from agent.otlp import Exporter  # 15 MB that others need not pay
+
+        exporter = Exporter(
+            wanted, self._config.node, self._registry, clock=self._clock, metrics=self._metrics
+        )
+        with exporter:
+            logs.copy_to(exporter.take if wanted.logs else None)
+            try:
+                yield
+            finally:
+                logs.copy_to(None)
 
     async def run(self) -> int:
         """Run, with the audit log around everything else."""

@@ -260,7 +260,7 @@ def test_our_own_events_may_come_in_a_burst_and_no_more() -> None:
     for _ in range(logs.BURST + 7):
         event(log, logging.WARNING, "line.rejected")
     event(log, logging.WARNING, "file.opened")
-    clock.now += logs.BURST_S
+    clock.now += logs.QUIET_S
     event(log, logging.WARNING, "line.rejected")
 
     said = lines(stream)

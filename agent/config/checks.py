@@ -51,6 +51,8 @@ def conflicts(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str,
                 bound = f"{'more than' if strict else 'at least'} {low}, which is {less:.12g}"
                 yield high, f"found {more:.12g}; allowed: {bound}: {reason}"
     yield from _clashes(config, given)
+    if config.otlp.logs and config.otlp.endpoint is None:
+        yield "otlp.logs", "found true; allowed: only with otlp.endpoint, which is null"
     yield from of_security(config.kafka.tls, config.kafka.sasl, given)
 
 

@@ -66,6 +66,13 @@ HttpsUrl = Annotated[
         description="an https:// address without user and password",
     ),
 ]
+CollectorUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$",
+        description="http:// or https://, a host, and perhaps a port, which else is 4317",
+    ),
+]
 Visible = Annotated[
     str, Meta(pattern="^[ -~]{1,1024}$", description="1 to 1024 visible ASCII characters")
 ]
@@ -176,6 +183,16 @@ class Http(Policy, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 9108
 
 
+class Otlp(Policy, frozen=True):
+    """Where metrics go by themselves, and log lines and traces if wanted. None: nowhere."""
+
+    endpoint: CollectorUrl | None = None
+    protocol: Literal["grpc"] = "grpc"
+    export_s: Annotated[float, Meta(ge=1, le=3600)] = 10.0
+    traces_sampled: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    logs: bool = False
+
+
 class Log(Policy, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] | None = None
@@ -196,6 +213,7 @@ class Config(Policy, frozen=True, kw_only=True):
     quota: Quota = field(default_factory=Quota)
     audit: Audit = field(default_factory=Audit)
     http: Http = field(default_factory=Http)
+    otlp: Otlp = field(default_factory=Otlp)
     log: Log = field(default_factory=Log)
 
     @property
