@@ -208,6 +208,7 @@ def test_every_metric_that_a_document_names_exists() -> None:
     registry = CollectorRegistry()
     Metrics(registry)
     exported = {sample.name for family in registry.collect() for sample in family.samples}
+    exported |= {family.name for family in registry.collect()}  # histograms
     for path in DOCUMENTS:
         named = set(re.findall(r"`(feedback_agent_[a-z_]+)`", path.read_text()))
         assert named <= exported, path.name

@@ -268,6 +268,48 @@ def test_our_own_events_may_come_in_a_burst_and_no_more() -> None:
     assert 7 == said[-1]["suppressed"]
 
 
+def test_after_a_burst_one_passes_now_and_then_and_says_how_many_did_not() -> None:
+    """A flood that lasts for days stays one line in ten seconds, and none is forgotten."""
+    stream, clock = io.StringIO(), StoppedClock()
+    setup("info", "json", stream, clock)
+
+    for _ in range(1000):
+        event(log, logging.WARNING, "line.rejected")
+        clock.now += 0.1
+
+    said = lines(stream)
+    assert logs.BURST + 9 <= len(said) <= logs.BURST + 10
+    hidden = 1000 - len(said)
+    assert hidden - 100 <= sum(int(str(line.get("suppressed", 0))) for line in said) <= hidden
+
+
+def test_a_flood_of_warnings_hides_no_error_of_that_name() -> None:
+    stream = io.StringIO()
+    setup("info", "json", stream, StoppedClock())
+
+    for _ in range(logs.BURST + 5):
+        event(log, logging.WARNING, "disk.slow")
+    event(log, logging.ERROR, "disk.slow")
+
+    assert "error" == lines(stream)[-1]["level"]
+
+
+def test_a_copy_gets_what_is_written_and_nothing_else() -> None:
+    """Redacted as the line is, and no more of a flood than the line shows."""
+    stream, copied = io.StringIO(), list[dict[str, object]]()
+    setup("info", "json", stream, StoppedClock(), shown=lambda text: text.replace("jo", "[NAME]"))
+    logs.copy_to(lambda _record, entry: copied.append(dict(entry)))
+
+    for _ in range(logs.BURST + 5):
+        event(log, logging.WARNING, "file.refused", path="jo")
+    event(log, logging.DEBUG, "not.wanted")
+    logs.copy_to(None)
+    event(log, logging.WARNING, "later")
+
+    assert lines(stream)[:-1] == copied
+    assert "[NAME]" == copied[0]["path"]
+
+
 def test_a_critical_line_always_passes() -> None:
     stream = io.StringIO()
     setup("info", "json", stream, StoppedClock())

@@ -217,7 +217,7 @@ def test_a_collector_that_never_answers_holds_up_no_end(monkeypatch: pytest.Monk
     monkeypatch.setattr(otlp, "CLOSE_S", 0.2)
     with collecting("hanging") as collector:
         node = Node(Wanted(collector.endpoint, export_s=FAR))
-        monkeypatch.setattr(otlp.random, "uniform", lambda _low, _high: 0.0)
+        monkeypatch.setattr("random.uniform", lambda _low, _high: 0.0)
         with node.exporter:
             until(lambda: collector.calls > 0)
         node.exporter._thread.join(otlp.TIMEOUT_S)

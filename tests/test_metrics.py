@@ -1,0 +1,163 @@
+"""The table of docs/metrics.md, held against an agent that runs, and what its figures mean.
+
+Names are an interface: alerts and dashboards are written by them.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.core.batch import Batch
+from agent.demo.broker import EmbeddedKafka
+from agent.demo.scene import Topics
+from agent.telemetry import Metrics
+from tests.running import NOWHERE, Agent, append, feedback, mock_topics
+
+DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
+SERIES_MAX = 400
+CLIENTS = 40  # more than have series of their own
+IMPATIENT: dict[str, Any] = {
+    "kafka": {"start_s": 0.2},
+    "retry": {"backoff_s": 0.2, "backoff_max_s": 0.5},
+    "breaker": {"cooldown_s": 1, "failures_max": 2},
+}
+
+
+@pytest.fixture
+def mock(embedded: EmbeddedKafka) -> Topics:
+    return mock_topics(embedded)
+
+
+def row(name: str, kind: str, labels: set[str], meaning: str) -> str:
+    said = ", ".join(f"`{label}`" for label in sorted(labels - {"le"}))
+    return f"| `{name}` | {kind} | {said} | {meaning} |"
+
+
+def rows(page: str) -> Iterator[str]:
+    """Yield a row of the table for each metric of ours on ``page``, which is of /metrics."""
+    for family in text_string_to_metric_families(page):
+        if family.name.startswith("process_"):
+            continue
+        labels = {label for sample in family.samples for label in sample.labels}
+        name = family.name + "_total" * (family.type == "counter")
+        yield row(name, family.type, labels, family.documentation)
+
+
+def busy(agent: Agent) -> None:
+    """Have many clients, each with good and bad lines."""
+    for client in range(CLIENTS):
+        numbers = range(client * 10, client * 10 + 10)
+        append(agent.root / f"client-{client}/a.jsonl", [*map(feedback, numbers), b"bad", b""])
+
+
+def test_the_table_is_what_a_running_agent_exports_and_that_is_bounded(
+    embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
+) -> None:
+    """Where it fails, put ``rows(page)`` into the document. Both ways: nothing is left unsaid."""
+    embedded.create_topic("audit", 1)
+    with Agent(tmp_path, mock, audit={"topic": "audit"}, source={"scan_s": 0.2}) as agent:
+        busy(agent)
+        agent.start().until_delivered(10 * CLIENTS, CLIENTS)
+        agent.until(lambda: agent.metric("client_lag_seconds", client="other") == 0, "a scan")
+        page = agent.get("/metrics").body
+
+    _, _, table = DOCS.read_text().partition("## All of them")
+    written = re.findall(r"^\| `feedback_agent_.*\|$", table, re.MULTILINE)
+    assert sorted(rows(page)) == sorted(written)
+    series = [line for line in page.splitlines() if not line.startswith("#")]
+    assert len(series) <= SERIES_MAX
+    assert 33 == sum(line.startswith("feedback_agent_client_lag_seconds{") for line in series)
+
+
+def test_every_series_with_known_labels_is_there_before_anything_happened(
+    mock: Topics, tmp_path: Path
+) -> None:
+    """``rate()`` of a series that begins with its first failure does not see that one."""
+    with Agent(tmp_path, mock) as agent:
+        idle = agent.start().get("/metrics").body
+        assert 0 == agent.stop()
+        busy(agent)
+        agent.start().until_delivered(10 * CLIENTS, CLIENTS)
+        after = agent.get("/metrics").body
+
+    def names(page: str) -> set[str]:
+        return {line.rpartition(" ")[0] for line in page.splitlines() if line[:1] != "#"}
+
+    assert {name for name in names(after) - names(idle) if 'client="' not in name} == set()
+
+
+def test_a_line_is_blank_rejected_or_accepted(mock: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, mock, source={"line_bytes_max": 1024}) as agent:
+        append(agent.root / "a.jsonl", [*map(feedback, range(7)), b"", b"{", b"x" * 5000, b""])
+        agent.start().until_delivered(7, 2)
+
+        assert 11 == agent.metric("lines_read_total")
+        counted = "lines_accepted_total", "lines_rejected_total", "lines_blank_total"
+        assert [7, 2, 2] == [agent.metric(name) for name in counted]
+
+
+def test_an_accepted_line_is_never_taken_back() -> None:
+    """A scrape may come between two counts of a chunk; one that falls looks restarted."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    def accepted() -> float | None:
+        return registry.get_sample_value("feedback_agent_lines_accepted_total")
+
+    metrics.lines_read.inc(10)
+    assert 10 == accepted()
+    metrics.lines_rejected.labels("schema").inc(4)
+    assert 10 == accepted()
+    metrics.lines_read.inc(5)
+    assert 11 == accepted()
+    metrics.lines_rejected.labels("refused_invalid").inc()  # that line had been accepted
+    assert 11 == accepted()
+
+
+def test_what_a_batch_took_is_told_apart() -> None:
+    registry = CollectorRegistry()
+    batch = Batch(
+        partition=0, count=7, payload=b"x" * 2000, codec=1, first_ms=0, max_ms=0,
+        raw_bytes=9000, opened_at_s=100.0, chunks=[],
+    )  # fmt: skip
+    Metrics(registry).acked("events", batch, 0.25, 101.0)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"feedback_agent_{name}", labels)
+
+    assert 0.25 == value("ack_seconds_sum", sink="events")
+    assert 0.75 == value("batch_age_seconds_sum")
+    assert 1.0 == value("append_to_ack_seconds_sum")
+    assert (9000, 2000) == (
+        value("raw_bytes_total", sink="events"),
+        value("sent_bytes_total", sink="events"),
+    )
+    assert 7 == value("events_delivered_total")
+    assert (2000, 7) == (value("batch_bytes_sum"), value("batch_records_sum"))
+
+
+def test_an_outage_shows_in_the_breaker_the_buffers_and_the_bytes_at_risk(tmp_path: Path) -> None:
+    with Agent(tmp_path, NOWHERE, **IMPATIENT, spool={"bytes_max": 64 << 20}) as agent:
+        append(agent.root / "a.jsonl", map(feedback, range(500)))
+        agent.start()
+        agent.until(lambda: agent.metric("spool_records", sink="events") == 500, "spooled")
+        agent.until(lambda: agent.metric("breaker_state", sink="events", state="closed") == 0, "")
+
+        states = [
+            agent.metric("breaker_state", sink="events", state=state)
+            for state in ("closed", "open", "half_open")
+        ]
+        assert 1 == sum(states)
+        spooled = agent.metric("spool_bytes", sink="events")
+        assert 0 < spooled
+        agent.until(lambda: agent.metric("lag_bytes") == 0, "a scan that saw the watermark")
+        assert spooled == agent.metric("unsent_bytes")
+        assert pytest.approx(spooled / (64 << 20)) == agent.metric(
+            "buffer_use_ratio", buffer="spool"
+        )
+        assert 0 <= agent.metric("buffer_use_ratio", buffer="in_flight") < 1
