@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from agent.clock import Clock, SystemClock
 from agent.core.discovery import Seen
-from agent.core.identity import Checkpoint
 from agent.core.lag import Waits
 from agent.telemetry import OTHER, Metrics
 
@@ -21,8 +20,9 @@ NAME_CHARACTERS_MAX = 64
 class Known(NamedTuple):
     """A file, how far it is settled, and whether all beyond that is a line without its end."""
 
+    client: str
     seen: Seen
-    row: Checkpoint
+    watermark: int
     torn: bool = False
 
 
@@ -58,10 +58,10 @@ class Clients:
         """Export how far each client is behind. Return the bytes of all."""
         lag_bytes: defaultdict[str, int] = defaultdict(int)
         behind = []
-        for seen, row, torn in files:
-            lag_bytes[row.client] += max(0, seen.size - row.watermark)
-            if seen.size > row.watermark and not torn:
-                behind.append((row.client, seen, row.watermark))
+        for client, seen, watermark, torn in files:
+            lag_bytes[client] += max(0, seen.size - watermark)
+            if seen.size > watermark and not torn:
+                behind.append((client, seen, watermark))
         self._name(lag_bytes)
         now_s = self._clock.wall()
         lag_s = dict.fromkeys(lag_bytes, 0.0)

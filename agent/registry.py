@@ -76,7 +76,8 @@ class Registry:
         for followed in self._by_birth.values():
             self._tombstones.add(followed)
             self._moving[followed] = None
-        self._unmet = [*self._by_birth.values()]
+        self.unmet = [*self._by_birth.values()]
+        """What the store knew; ``never_met`` keeps those that no scan has met."""
 
     @property
     def empty(self) -> bool:
@@ -190,13 +191,13 @@ class Registry:
 
     def never_met(self) -> list[Followed]:
         """Return what the store knows and no scan has met so far."""
-        self._unmet = [
+        self.unmet = [
             f
-            for f in self._unmet
+            for f in self.unmet
             if f.checkpoint.gone_at is None
             and all(x.seen is None and x.harvester is None for x in (f, *self._other_half(f)))
         ]
-        return self._unmet
+        return self.unmet
 
     def _ended(self, row: Checkpoint) -> Checkpoint:
         """Return an older generation as a tombstone: a crash may have come before that was noted,

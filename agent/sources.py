@@ -5,7 +5,7 @@ Everything here runs in the worker thread, where blocking is allowed. ``adoption
 """
 
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 
 from agent.adoption import Adoption
 from agent.clients import Clients, Known
@@ -119,6 +119,7 @@ class Sources:
         self.turns.add(*(f for f in self._failing if f.harvester is not None))
         self._failing.clear()
         self._scanned = True
+        waited = {found.seen.key for found in self._openings}
         self._openings = deque(todo.open)
         self._reopen()
         new = {found.seen.key for found in todo.open if found.why == "new"}
@@ -131,7 +132,7 @@ class Sources:
             self.refusals.refuse(seen.path, "links", "another name of a file")
         self.refusals.scanned(scan)
         self._deletion.scanned(scan, self._met.files(), acknowledged=acknowledged)
-        self._count()
+        self._count(waited)
 
     def next(self) -> Followed | None:
         """Return the file whose turn it is, None when none is known to have something to read."""
@@ -257,17 +258,28 @@ class Sources:
     def _unread(self, cause: str, unread_bytes: int) -> None:
         self._metrics.gone_unread_bytes.labels(cause).inc(max(0, unread_bytes))
 
-    def _count(self) -> None:
+    def _count(self, waited: Container[FileKey]) -> None:
         files = self._metrics.files
         files.labels("active").set(len(self.opened))
         files.labels("idle").set(len(self._met.by_key) - len(self.opened))
         files.labels("unreadable").set(self.refusals.count)
-        known = (
-            Known(f.seen, f.latest(), self._ends_torn(f))
-            for f in self._met.files()
-            if f.seen is not None
-        )
-        self._metrics.lag_bytes.set(self.clients.scanned(known))
+        self._metrics.lag_bytes.set(self.clients.scanned([*self._known(), *self._unopened(waited)]))
+
+    def _known(self) -> Iterator[Known]:
+        for followed in self._met.files():
+            if followed.seen is not None:
+                row, torn = followed.latest(), self._ends_torn(followed)
+                yield Known(row.client, followed.seen, row.watermark, torn)
+
+    def _unopened(self, waited: Container[FileKey]) -> Iterator[Known]:
+        """Yield files that nobody opened from one scan to the next: Kafka was never there, or as
+        many are open as may be. Who they are is not known yet, but by their inode."""
+        waiting = [f.seen for f in self._openings if f.seen.key in waited]
+        rows = {f.birth.inode: f.checkpoint for f in self.registry.unmet} if waiting else {}
+        for seen in waiting:
+            if seen.key not in self.known and seen.key not in self.registry.strangers.begin_at_end:
+                row = rows.get(seen.inode)
+                yield Known(seen.client, seen, 0 if row is None else row.watermark)
 
     def _ends_torn(self, followed: Followed) -> bool:
         """Return whether nothing of it waits but a line whose end is not written yet."""

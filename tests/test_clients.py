@@ -7,8 +7,6 @@ from prometheus_client import CollectorRegistry
 
 from agent.clients import NAME_CHARACTERS_MAX, NAMED_MAX, Clients, Known
 from agent.core.discovery import Seen
-from agent.core.identity import Birth
-from agent.harvester import first_generation
 from agent.telemetry import OTHER, Metrics
 from tests.fakes import FakeClock
 
@@ -33,11 +31,9 @@ class World:
 
 
 def one(client: str, size: int, *, mtime_s: int = 0, torn: bool = False) -> Known:
-    path = f"{client}/a.jsonl"
-    birth = Birth(1, 1, 0, 1)
     inode = zlib.crc32(client.encode())
-    seen = Seen(path, client, inode, 1, size, mtime_s * 10**9)
-    return Known(seen, first_generation(birth, path, client), torn)
+    seen = Seen(f"{client}/a.jsonl", client, inode, 1, size, mtime_s * 10**9)
+    return Known(client, seen, 0, torn)
 
 
 @pytest.fixture
@@ -100,8 +96,8 @@ def test_a_client_that_is_called_other_is_one_of_the_others(world: World) -> Non
 def test_the_lag_in_seconds_is_that_of_the_clients_oldest_line(world: World) -> None:
     """Sums of ages mean nothing: who waits longest is who should be looked at."""
     now_s = int(world.clock.wall())
-    files = [one("a", 10, mtime_s=now_s - 30), one("b", 10, mtime_s=now_s - 5)]
-    files.append(Known(files[1].seen, files[1].row))
+    newer = one("a2", 10, mtime_s=now_s - 1)._replace(client="a")
+    files = one("a", 10, mtime_s=now_s - 30), newer, one("b", 10, mtime_s=now_s - 5)
     world.clients.scanned(files)
     lag = world.lag("seconds")
 

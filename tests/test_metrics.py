@@ -3,6 +3,7 @@
 Names are an interface: alerts and dashboards are written by them.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.clock import SystemClock
 from agent.core.batch import Batch
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
@@ -139,6 +141,36 @@ def test_what_a_batch_took_is_told_apart() -> None:
     )
     assert 7 == value("events_delivered_total")
     assert (2000, 7) == (value("batch_bytes_sum"), value("batch_records_sum"))
+
+
+def test_a_line_without_its_end_is_lag_in_bytes_and_never_late(
+    mock: Topics, tmp_path: Path
+) -> None:
+    """An app that died within a line would raise an alarm that nobody can end."""
+    with Agent(tmp_path, mock, source={"scan_s": 0.2}) as agent:
+        path = agent.root / "acme/a.jsonl"
+        append(path, [feedback(1)])
+        with path.open("ab") as file:
+            file.write(b'{"type":')
+        os.utime(path, (1_000_000, 1_000_000))
+        agent.start().until_delivered(1)
+        agent.until(lambda: agent.metric("lag_bytes") == 8, "a scan that saw the watermark")
+        agent.until(lambda: agent.metric("client_lag_seconds", client="acme") == 0, "not late")
+
+
+def test_what_nobody_could_open_so_far_waits_as_well(tmp_path: Path) -> None:
+    """Kafka was never there, and no file was opened: just then it must be seen what piles up."""
+    config = {**IMPATIENT, "spool": {"enabled": False}, "source": {"scan_s": 0.2}}
+    with Agent(tmp_path, NOWHERE, **config) as agent:
+        path = agent.root / "acme/a.jsonl"
+        append(path, [feedback(1)])
+        os.utime(path, (1_000_000, 1_000_000))
+        age_s = SystemClock().wall() - 1_000_000
+        agent.start()
+        agent.until(lambda: "acme" in agent.get("/metrics").body, "a scan")
+        found_s = agent.metric("client_lag_seconds", client="acme")
+        assert age_s - 60 < found_s < age_s + 60
+        assert path.stat().st_size == agent.metric("unsent_bytes")
 
 
 def test_an_outage_shows_in_the_breaker_the_buffers_and_the_bytes_at_risk(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Whatever a collector does, lines are shipped, memory stays and the log is quiet.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from tests.collector import attributes, collecting, until
 from tests.running import Agent, append, assert_each_once, feedback, mock_topics
 
 FAR = 3600.0
+GROWTH_BYTES_MAX = 16 << 20
+"""Of an agent that ships another thousand lines; noise, where nothing piles up."""
 
 
 class Wanted(NamedTuple):
@@ -276,8 +279,13 @@ def test_trouble_of_a_collector_costs_no_line_no_memory_and_no_log(
                 running.until(lambda: collector.calls >= 2, "called again")
             else:
                 running.until(lambda: failures(running) >= 3, "failed three times")
+            before = running.metric("otlp_failures_total"), resident_bytes(running)
             append(running.root / "a.jsonl", map(feedback, range(1000, 2000)))
             running.until_delivered(2000)
+            running.until(
+                lambda: trouble == "slow" or failures(running) >= before[0] + 3, "failed again"
+            )
+            assert resident_bytes(running) < before[1] + GROWTH_BYTES_MAX
 
             assert 0 == running.stop()
             about = running.log_entries("otlp.failed", "otlp.restored")
@@ -287,6 +295,11 @@ def test_trouble_of_a_collector_costs_no_line_no_memory_and_no_log(
             loggers = {entry["logger"].partition(".")[0] for entry in running.log_entries()}
             assert {"agent"} == loggers
             assert_each_once(running, 2000)
+
+
+def resident_bytes(running: Agent) -> int:
+    pages = Path(f"/proc/{running.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def failures(running: Agent) -> float:

@@ -618,6 +618,29 @@ async def test_a_smaller_topic_gets_what_was_bound_beyond_its_end(node: Node) ->
     assert 4 == node.outlet.topic.partitions
 
 
+async def test_what_a_retired_producer_was_given_is_counted_as_sent_again(node: Node) -> None:
+    """What waited behind it goes for the first time, and is no retry."""
+    node.kafka.fail("timeout")
+    for n in range(6):
+        node.admit(b"%d" % n)
+    await node.until_empty()
+
+    assert 1.0 == node.count("retries_total")  # to a partition that proved nothing, one goes alone
+
+
+async def test_the_state_of_the_breaker_is_the_one_that_is_1(node: Node) -> None:
+    states = {state: node.count("breaker_state", state=state.value) for state in State}
+    assert {State.CLOSED: 1, State.OPEN: 0, State.HALF_OPEN: 0} == states
+
+    node.kafka.hold()
+    node.admit(b"a")
+    await turns()
+    await node.let_pass(30.1)
+
+    states = {state: node.count("breaker_state", state=state.value) for state in State}
+    assert {State.CLOSED: 0, State.OPEN: 1, State.HALF_OPEN: 0} == states
+
+
 async def test_a_renewal_loses_nothing_and_sends_nothing_twice(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
