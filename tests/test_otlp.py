@@ -46,7 +46,14 @@ class Node:
         )
 
     def value(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(f"feedback_agent_{name}", labels) or 0.0
+        """Return one sample; no other metric is read for it."""
+        name = f"feedback_agent_{name}"
+        return sum(
+            sample.value
+            for family in self.registry.restricted_registry([name]).collect()
+            for sample in family.samples
+            if sample.labels == labels
+        )
 
     def log(self, name: str = "file.opened", logger: str = "agent.tests", **fields: object) -> None:
         record = logging.LogRecord(logger, logging.WARNING, "", 0, name, (), None)
@@ -226,6 +233,23 @@ def test_a_collector_that_never_answers_holds_up_no_end(monkeypatch: pytest.Monk
         node.exporter._thread.join(otlp.TIMEOUT_S)
 
         assert not node.exporter._thread.is_alive()
+
+
+def test_a_metric_that_cannot_be_read_ends_no_export_for_good(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken() -> float:
+        raise RuntimeError("planted")
+
+    with collecting() as collector:
+        node = Node(Wanted(collector.endpoint, logs=False))
+        node.metrics.lag_bytes.set_function(broken)
+        with node.exporter:
+            until(lambda: node.value("otlp_failures_total", signal="metrics") >= 2)
+            node.metrics.lag_bytes.set_function(lambda: 3.0)
+            until(lambda: bool(collector.metrics))
+
+    assert {"otlp.broken"} == set(caplog.messages)
 
 
 # ---- the whole agent

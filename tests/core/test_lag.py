@@ -34,6 +34,17 @@ def test_what_was_truncated_waits_no_more() -> None:
     assert [20.0] == waits.scanned([(seen(30, 20.0), 0)])
 
 
+def test_a_line_that_shares_a_mark_may_seem_older_and_never_younger() -> None:
+    """An outage lasts for many scans, and a file keeps but a few marks."""
+    waits, scans = Waits(), 40
+    for at in range(1, scans + 1):
+        assert [1.0] == waits.scanned([(seen(at * 100, float(at)), 0)])
+
+    for settled in range(1, scans):
+        (since_s,) = waits.scanned([(seen(scans * 100, float(scans)), settled * 100)])
+        assert 1.0 <= since_s <= settled + 1
+
+
 @given(
     st.lists(
         st.tuples(st.integers(1, 1000), st.floats(0, 1), st.booleans()), min_size=1, max_size=200
