@@ -5,7 +5,7 @@
         ->  append (wire.Builder)  ->  seal: compress (wire)
 
 Each step takes the lines of a read together, as far as it can: what is done line by line in Python
-is what costs.
+is what costs: ``scripts/bench/stages`` says how much, step by step.
 
 Runs in the worker thread; nothing here waits or logs.
 """

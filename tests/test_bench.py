@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.bench import corpus
+from tests.bench.stages import STEPS
 from tests.bench.table import Column, Report, console, spread
 
 BENCHES = ("catchup", "latency", "idle", "memory", "scale")
@@ -28,6 +29,7 @@ def bench(name: str, *options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, said
 
 
+@pytest.mark.long
 def test_the_agent_is_measured_beside_itself_on_harder_lines() -> None:
     code, said = bench("catchup", "--only", "agent")
 
@@ -41,6 +43,7 @@ def test_the_agent_is_measured_beside_itself_on_harder_lines() -> None:
     assert 1.0 == said["rows"]["agent"]["of the agent's CPU"]["median"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BENCHES)
 def test_a_bench_finds_every_line_and_fails_for_one_that_is_lost(name: str) -> None:
     """The consumer overlooks one line of each row, as if it had not come. That is all that is
@@ -55,10 +58,20 @@ def test_a_bench_finds_every_line_and_fails_for_one_that_is_lost(name: str) -> N
             assert found["least"] <= found["median"] <= found["most"]
 
 
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize("name", [*BENCHES, "stages"])
 def test_each_bench_has_its_command_and_a_line_in_the_readme(name: str) -> None:
     assert f"python -m tests.bench.{name} " in (SCRIPTS / name).read_text()
     assert f"scripts/bench/{name} " in (SCRIPTS.parent.parent / "README.md").read_text()
+
+
+def test_the_steps_of_the_hot_path_have_a_figure_each_and_keep_every_line() -> None:
+    code, said = bench("stages")
+
+    assert (0, 0, len(STEPS) + 1) == (code, said["lost"], len(said["rows"]))
+    steps, whole = [row["ns a line"] for row in said["rows"].values()], said["rows"]["all of them"]
+    for of_rounds in zip(*(step["values"] for step in steps), strict=True):
+        assert sum(of_rounds) == pytest.approx(2 * of_rounds[-1])
+    assert whole["ns a line"]["least"] > 0
 
 
 # ---- lines

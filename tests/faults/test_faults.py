@@ -25,7 +25,7 @@ def seed() -> str:
     return str(random.SystemRandom().randrange(1 << 32))
 
 
-@pytest.mark.faults
+@pytest.mark.long
 @pytest.mark.parametrize("faults", by_trouble().values(), ids=by_trouble())
 def test_no_trouble_of_brokers_loses_a_line(
     faults: list[BrokerFault], brokers: Brokers, tmp_path: Path, seed: str
