@@ -40,7 +40,10 @@ def exported() -> set[str]:
     """Return the name of every series, as Prometheus has it."""
     registry = CollectorRegistry()
     Metrics(registry)
-    return {sample.name for family in registry.collect() for sample in family.samples}
+    families = list(registry.collect())
+    # one whose labels are known only to a running agent has no sample here
+    gauges = {family.name for family in families if family.type == "gauge"}
+    return gauges | {sample.name for family in families for sample in family.samples}
 
 
 def queries(dashboard: Path) -> list[str]:
