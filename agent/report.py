@@ -127,7 +127,8 @@ class Report:
         for sample in (sample for family in read for sample in family.samples):
             found.setdefault(sample.labels["client"], {})[sample.name] = sample.value
         clients: list[dict[str, object]] = []
-        for client, values in found.items():
+        for labelled, values in found.items():
+            client = self._shown(labelled)  # by other rules than when it was labelled, perhaps
             lag_bytes, lines_read, lag_s = map(values.get, CLIENT_METRICS)
             if client != OTHER or lag_bytes or lines_read:
                 clients.append({"client": client, "lag_bytes": int(lag_bytes or 0), "lag_s": lag_s,

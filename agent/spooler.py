@@ -215,7 +215,7 @@ class Spooler:
     @property
     def _idle(self) -> bool:
         """Return whether all is well and nothing is on its way: whatever happens wakes ``run``."""
-        well = self.outlet.problem is None and self.outlet.empty.is_set()
+        well = self.outlet.problem is None and not self.outlet.delivery.queued
         return well and self._said is self.mode is Mode.LIVE
 
     async def flush(self) -> None:

@@ -192,6 +192,12 @@ class Exit:
     def admit(self, batch: Batch) -> None:
         self.do(self.delivery.admit(batch))
 
+    @property
+    def problem(self) -> str | None:
+        if self.delivery.phase is not Phase.LIVE:
+            return self.delivery.reason or "connecting"
+        return self.delivery.outage
+
     def do(self, actions: list[Action]) -> None:
         for action in actions:
             match action:

@@ -12,8 +12,9 @@ from agent.demo.scene import Topics, write_config
 from tests.running import append, feedback
 
 RUN = """
-import atexit, json, sys
-atexit.register(lambda: print(json.dumps(sorted(sys.modules))))
+import atexit, json, pathlib, sys
+found = pathlib.Path(sys.argv.pop())
+atexit.register(lambda: found.write_text(json.dumps(sorted(sys.modules))))
 from agent.cli import main
 main()
 """
@@ -39,24 +40,24 @@ among them: aiokafka imports it wherever it is installed."""
 
 def test_a_run_by_default_imports_nothing_that_is_optional(tmp_path: Path) -> None:
     """What was imported stays: each of these is memory on every node."""
-    root, config = tmp_path / "feedback", tmp_path / "config.yaml"
+    root, config, found = (tmp_path / name for name in ("feedback", "config.yaml", "found"))
     append(root / "acme/a.jsonl", [feedback(1)])
     with EmbeddedKafka(1) as kafka:
         topics = Topics(kafka.bootstrap_servers, "feedback-events", "feedback-events-dlq")
         kafka.create_topic(topics.events, 1, 1)
         kafka.create_topic(topics.dead_letters, 1, 1)
         write_config(config, root, tmp_path / "state", topics)
-        command = [sys.executable, "-c", RUN, "run", "--config", str(config)]
+        command = [sys.executable, "-c", RUN, "run", "--config", str(config), str(found)]
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as agent:
-            assert agent.stderr is not None
-            for line in agent.stderr:
+            assert agent.stdout is not None
+            for line in agent.stdout:
                 if "sink.up" in line:
                     os.kill(agent.pid, signal.SIGTERM)
                     break
-            printed, said = agent.communicate(timeout=60)
+            said, _ = agent.communicate(timeout=60)
     assert 0 == agent.returncode, said
-    imported = set(json.loads(printed.splitlines()[-1]))
+    imported = set(json.loads(found.read_text()))
     assert {"agent.chunk", "aiokafka"} <= imported
     assert set() == OPTIONAL & imported

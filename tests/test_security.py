@@ -211,7 +211,7 @@ def test_signed_tokens_of_another_key_while_lines_flow(secured: Secured, tmp_pat
         agent.until_delivered(LINES)
         with writing(agent.root / "app/b.jsonl") as written:
             bearing_signed(secured, tmp_path, key="two")
-            agent.until(lambda: bool(agent.log_entries("secret.changed")), "the other one")
+            agent.until(lambda: bool(agent.log_entries("reload.adopted")), "the other one")
         agent.until(lambda: not agent.behind_bytes(), "all")
         assert [] == agent.log_entries("sink.down")
     assert_each_once(agent, LINES + len(written))
