@@ -148,9 +148,7 @@ class Metrics:
         self.generations = self._counter(
             "generations", "Files that started over, by cause.", cause=CAUSES
         )
-        self.lag_bytes = self._gauge(
-            "lag_bytes", "Bytes on disk above the watermark, all files. Alert on this one."
-        )
+        self.lag_bytes = self._gauge("lag_bytes", "Bytes on disk above the watermark, all files.")
 
     def _clients(self) -> None:
         self.client_lag_bytes = self._gauge(
