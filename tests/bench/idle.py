@@ -11,7 +11,7 @@ from tests.bench.resting import resting
 from tests.bench.table import Column, Report
 
 FILES = (1, 1_000)
-QUICK_FILES = (1, 50)
+QUICK_FILES = (2, 50)
 SETTLE_S = 10.0
 """Until what follows the last line is done: the checkpoint, a scan that finds nothing."""
 

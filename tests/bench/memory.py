@@ -13,7 +13,7 @@ from tests.bench.table import Column, Report
 FILES = (1, 10_000)
 LINES = 100_000
 LINE_BYTES = 423
-QUICK_FILES = (1, 50)
+QUICK_FILES = (2, 50)
 QUICK_LINES = (1_000, 5_000)
 
 COLUMNS = (Column("RSS MB"), Column("peak RSS MB"))

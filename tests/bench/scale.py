@@ -13,7 +13,7 @@ from tests.bench.table import Column, Report
 
 FILES = (1, 100, 1_000, 10_000, 50_000)
 LINES = (100_000, 1_000_000, 10_000_000)
-QUICK_FILES = (1, 50)
+QUICK_FILES = (2, 50)
 QUICK_LINES = (1_000, 5_000)
 IDLE_S = 30.0
 SETTLE_S = 10.0
