@@ -305,6 +305,22 @@ def test_a_file_cut_and_grown_past_the_position_between_two_reads_is_read_anew(
         assert ids(range(250)) == arrived(agent)
 
 
+def test_a_file_created_where_one_was_deleted_is_read_from_its_first_line(
+    embedded: EmbeddedKafka, tmp_path: Path
+) -> None:
+    """Both begin with the same kilobyte and their lines end alike: whole lines tell them apart."""
+    with Agent(tmp_path, mock_topics(embedded), source=SOURCE) as agent:
+        path = agent.root / "checkout" / "feedback.jsonl"
+        append(path, [EQUAL_BEGINNING, *alike(0, 3)])
+        agent.start().until_delivered(3)
+        path.unlink()
+        append(path, [EQUAL_BEGINNING, *alike(3, 10)])
+        agent.until_delivered(13)
+        assert 0 == agent.stop()
+
+        assert ids(range(13)) == arrived(agent)
+
+
 def test_a_kill_right_after_a_truncation_does_not_send_the_copy_again(
     embedded: EmbeddedKafka, tmp_path: Path
 ) -> None:

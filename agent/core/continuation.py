@@ -8,7 +8,6 @@ from typing import Literal
 from msgspec import Struct
 
 from agent.core.identity import (
-    ANCHOR_BYTES,
     Birth,
     Checkpoint,
     Probe,
@@ -18,11 +17,11 @@ from agent.core.identity import (
     rewound,
 )
 
-CONTINUE_BYTES_MIN = ANCHOR_BYTES
+CONTINUE_BYTES_MIN = 64
 """Settled bytes without which no unknown file is taken for a copy: shorter ones are alike by
 chance (ten bytes of ``{"n":1}``), so they are read in full."""
 CANDIDATES_MAX = 64
-"""Sources one unknown file is compared with; each costs a read of 64 bytes."""
+"""Sources one unknown file is compared with; each costs a read of 512 bytes."""
 STILL_S = 10.0
 """A copy that has not grown for this long is finished."""
 WAIT_S = 300.0

@@ -15,7 +15,9 @@ from typing import Literal, NamedTuple, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-ANCHOR_BYTES = 64
+from agent.core.lines import TAIL_BYTES
+
+ANCHOR_BYTES = TAIL_BYTES
 FINGERPRINT_BYTES = 1024
 DIGEST_BYTES = 16
 OLDER_MAX = 4
@@ -91,7 +93,7 @@ def anchor_range(offset: int) -> Range:
 
 
 class Anchor(Struct, frozen=True, gc=False):
-    """``digest`` of the ``min(64, offset)`` bytes that end at ``offset``."""
+    """``digest`` of the ``min(512, offset)`` bytes that end at ``offset``."""
 
     offset: int
     digest: bytes

@@ -11,8 +11,11 @@ filled from the front.
 
 from typing import Literal, NamedTuple
 
-TAIL_BYTES = 64
-"""How many bytes before a position are remembered, to notice that a file was truncated."""
+TAIL_BYTES = 512
+"""How many bytes before a position are remembered, to notice that a file was truncated.
+
+Mostly a whole line, and so its time and id: the ends of lines may all be alike.
+"""
 
 CHUNK_BYTES = 256 << 10
 """What one read asks for, unless a single line is longer."""

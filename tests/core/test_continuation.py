@@ -13,7 +13,7 @@ from agent.core.continuation import (
     Sighting,
     continues,
 )
-from agent.core.identity import FINGERPRINT_BYTES, Birth, Checkpoint, examine
+from agent.core.identity import ANCHOR_BYTES, FINGERPRINT_BYTES, Birth, Checkpoint, examine
 from tests.core.test_identity import CONTENT, checkpoint, reader
 
 BORN_NS = 1_000_000_000_000_000_000
@@ -80,7 +80,7 @@ def test_an_unknown_file_skips_no_byte_that_was_not_settled(data: st.DataObject)
         assert at >= CONTINUE_BYTES_MIN
         covered = min(FINGERPRINT_BYTES, source.watermark)
         assert old[:covered] == new[:covered]
-        assert old[at - 64 : at] == new[at - 64 : at]
+        assert old[max(0, at - ANCHOR_BYTES) : at] == new[max(0, at - ANCHOR_BYTES) : at]
 
 
 def test_a_tiny_file_is_read_in_full() -> None:
