@@ -32,8 +32,8 @@ from agent.clock import SystemClock
 from agent.core.auditing import EVENTS, Note
 from agent.core.notes import WAITING_MAX
 from agent.errors import AgentError
+from agent.operator.verify_audit import Verdict, records, verify
 from agent.telemetry import Metrics
-from agent.verify_audit import Verdict, records, verify
 from tests.running import NOWHERE, Agent, append, feedback
 from tests.test_queue import fill, tmpfs  # noqa: F401 - a fixture
 

@@ -20,8 +20,8 @@ main()
 """
 OPTIONAL = {
     "agent.demo",
-    "agent.verify_audit",
-    "agent.verify_topic",
+    "agent.operator.verify_audit",
+    "agent.operator.verify_topic",
     "agent.writer",
     "aiokafka.admin",
     "backports.zstd",

@@ -1,0 +1,42 @@
+"""Options that several commands have, and how all of them print."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import msgspec
+
+from agent import config
+
+CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    envvar="FEEDBACK_AGENT_CONFIG",
+    show_envvar=True,
+    help=f"The YAML file.  [default: {config.PATH_DEFAULT}; where that is missing, the "
+    "environment alone]",
+)
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def load(path: Path | None) -> config.Config:
+    """Return the configuration. Raises ``ConfigError``."""
+    if path is None and config.PATH_DEFAULT.exists():
+        path = config.PATH_DEFAULT
+    return config.load(path, os.environ)
+
+
+def json_text(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def tell(verdict: object, table: Iterable[tuple[str, str]], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json_text(verdict))
+        return
+    colour = {"whole": "green", "broken": "red"}
+    for heading, text in table:
+        click.echo(f"{click.style(f'{heading:<12}', fg=colour.get(heading))} {text}")

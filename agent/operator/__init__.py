@@ -1,0 +1,1 @@
+"""What an operator does: one room for each command, over the same rooms that ship."""
