@@ -338,6 +338,7 @@ def test_each_record_arrives_once_and_the_last_one_at_the_stop(
     assert len(again) == len(set(again)), "nothing goes twice where nothing was killed"
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 def test_a_killed_agent_goes_on_with_the_copy(made: Topics, tmp_path: Path) -> None:
     create(made)

@@ -62,6 +62,7 @@ class Consumer:
             time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_it_keeps_each_event_once_through_kills_of_the_agent_and_of_itself(
     embedded: EmbeddedKafka, tmp_path: Path

@@ -220,6 +220,7 @@ class Writer:
             self._stop.wait(0.005)
 
 
+@pytest.mark.long
 def test_sigterm_under_load_ends_with_0_in_time_and_nothing_goes_twice(
     real: Topics, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from agent.strangers import Strangers
 from tests.real_files import RealProgram
 from tests.test_model import GapSkippingLedger
 
-PROGRAMS = int(os.environ.get("FEEDBACK_AGENT_REAL_FILES_PROGRAMS", "600"))
+PROGRAMS = int(os.environ.get("FEEDBACK_AGENT_REAL_FILES_PROGRAMS", "400"))
 SHARES = 8
 PLANTED_WITHIN = 300
 """Programs until a planted bug must be caught; 81 was the worst of four runs of each."""

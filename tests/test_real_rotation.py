@@ -436,7 +436,10 @@ COMPRESSING = [mode for mode, rule in MODES.items() if "compress" in rule.split(
 
 
 @pytest.mark.skipif(LOGROTATE is None, reason="logrotate is not installed")
-@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+@pytest.mark.parametrize(
+    "killed",
+    [pytest.param(False, id="stopped", marks=pytest.mark.long), pytest.param(True, id="killed")],
+)
 def test_what_logrotate_compresses_arrives_whoever_comes_and_goes(
     embedded: EmbeddedKafka, tmp_path: Path, killed: bool
 ) -> None:

@@ -364,6 +364,7 @@ def test_a_new_hash_key_counts_for_the_next_lines(topics: Topics, tmp_path: Path
     assert first == second != third
 
 
+@pytest.mark.long
 def test_nobody_has_to_ask(topics: Topics, tmp_path: Path) -> None:
     """A ConfigMap that is swapped is noticed by the agent itself, while lines go on."""
     mount = config_map(tmp_path / "mount", RULE.format(name="other", pattern="OTHER"))

@@ -204,6 +204,7 @@ def test_a_signed_token_that_is_not_good(secured: Secured, tmp_path: Path, wrong
         assert_recovers(agent)
 
 
+@pytest.mark.long
 def test_signed_tokens_of_another_key_while_lines_flow(secured: Secured, tmp_path: Path) -> None:
     """Whoever issues them changes keys; the broker knows both. Nobody hears of it."""
     way = bearing_signed(secured, tmp_path)
@@ -414,6 +415,7 @@ def test_a_certificate_that_is_rotated_while_lines_flow(secured: Secured, tmp_pa
     assert_each_once(agent, LINES + len(written))
 
 
+@pytest.mark.long
 def test_tokens_that_expire_while_lines_flow(secured: Secured, tmp_path: Path) -> None:
     """A session lasts as long as its token; nobody hears of the next one."""
     with token_endpoint(secured.cas, tmp_path) as server:

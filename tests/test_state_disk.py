@@ -418,6 +418,7 @@ SPOOLING = [Point("fdatasync", 3), Point("fdatasync", 9), Point("pwrite64", 20),
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("strace")
+@pytest.mark.long
 @pytest.mark.parametrize("group", points(SPOOLING, KILLS // 3, "spooling"))
 def test_a_kill_at_a_system_call_while_spooling_loses_nothing(
     embedded: EmbeddedKafka, mock: Topics, tmp_path: Path, group: tuple[Point, ...]
@@ -440,6 +441,7 @@ REPLAYING = [Point("fdatasync", 6), Point("fdatasync", 12), Point("pwrite64", 12
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("strace")
+@pytest.mark.long
 @pytest.mark.parametrize("group", points(REPLAYING, KILLS - 2 * (KILLS // 3), "replaying"))
 def test_a_kill_at_a_system_call_while_replaying_loses_nothing(
     embedded: EmbeddedKafka, mock: Topics, tmp_path: Path, group: tuple[Point, ...]
@@ -467,6 +469,7 @@ PUT_ASIDE = [Point(UNLINK, 1), Point(UNLINK, 5), Point(RENAME, 1), Point("pwrite
              Point("fdatasync", 7), Point("pwrite64", 60)]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("strace")
 def test_a_kill_at_a_system_call_while_a_spool_is_saved_loses_nothing(
     embedded: EmbeddedKafka, mock: Topics, tmp_path: Path

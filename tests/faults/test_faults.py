@@ -36,7 +36,14 @@ def test_no_trouble_of_brokers_loses_a_line(
     assert [] == [outcome.problem for outcome in outcomes if outcome.problem]
 
 
-@pytest.mark.parametrize("fault", on_their_own(), ids=lambda fault: fault.name)
+QUICK_ONES = {"quota", "sigkill_at_random", "topic_made_again_smaller"}
+ON_THEIR_OWN = [
+    pytest.param(fault, id=fault.name, marks=[] if fault.name in QUICK_ONES else pytest.mark.long)
+    for fault in on_their_own()
+]
+
+
+@pytest.mark.parametrize("fault", ON_THEIR_OWN)
 def test_nothing_done_to_a_topic_or_to_the_agent_loses_a_line(
     fault: TopicFault | Siege, guarded_broker: Kafka, tmp_path: Path, seed: str
 ) -> None:
