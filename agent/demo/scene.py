@@ -68,7 +68,8 @@ async def _python(log: Path, *arguments: str) -> Process:
         )
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """Return the last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
 
 
@@ -99,7 +100,7 @@ class AgentProcess:
         """Raise ``SceneFailed`` where the agent ended by itself."""
         if self._process is not None and self._process.returncode is not None:
             code = self._process.returncode
-            raise SceneFailed(f"the agent ended with exit code {code}:\n{_tail(self.log)}")
+            raise SceneFailed(f"the agent ended with exit code {code}:\n{tail(self.log)}")
 
     async def ready(self) -> None:
         """Return when it says that all goes to Kafka: before, a stop leaves some to the next start.
@@ -151,9 +152,9 @@ class AgentProcess:
             code = await asyncio.wait_for(self._process.wait(), STOP_WITHIN_S)
         except TimeoutError:
             late = f"the agent did not stop within {STOP_WITHIN_S:.0f} s"
-            raise SceneFailed(f"{late}:\n{_tail(self.log)}") from None
+            raise SceneFailed(f"{late}:\n{tail(self.log)}") from None
         if code != 0:
-            raise SceneFailed(f"the agent ended with exit code {code}:\n{_tail(self.log)}")
+            raise SceneFailed(f"the agent ended with exit code {code}:\n{tail(self.log)}")
         self._process = None
 
     def close(self) -> None:
@@ -195,7 +196,7 @@ class App:
         assert self._process is not None
         code = self._process.returncode
         if code:
-            raise SceneFailed(f"{self.client} ended with exit code {code}:\n{_tail(self._log)}")
+            raise SceneFailed(f"{self.client} ended with exit code {code}:\n{tail(self._log)}")
         if self._ledger.exists():
             counts = json.loads(self._ledger.read_text())
             self.lines, self.files = counts["lines"], counts["files"]
@@ -227,7 +228,8 @@ class App:
 class Reader:
     """Reads both topics from their beginning into ``arrivals``, while they are written to.
 
-    The embedded broker keeps little of a partition: whoever reads late reads gaps.
+    The embedded broker keeps little of a partition: whoever reads late reads gaps, and they are
+    no losses of the agent's. Raises ``SceneFailed`` for them.
     """
 
     def __init__(self, topics: Topics, arrivals: Arrivals) -> None:
@@ -282,6 +284,12 @@ class Reader:
             for partition, records in fetched.items():
                 dead = partition.topic == self._topics.dead_letters
                 for record in records:
+                    expected = self._taken_to.get(partition, 0)
+                    if record.offset != expected:
+                        raise SceneFailed(
+                            f"the reader met {partition.topic}/{partition.partition} at offset "
+                            f"{record.offset}, not {expected}: what is between was not read"
+                        )
                     self._arrivals.add(_arrival(record, received_ns, dead=dead))
                     self._taken_to[partition] = record.offset + 1
                 await asyncio.sleep(0)  # whoever draws the screen gets its turn

@@ -1,10 +1,11 @@
 """The demo: apps write, the agent ships and is killed half way, and nothing is lost.
 
 Three brokers, four apps that rotate their files, the agent, a reader: real processes, files and
-sockets, all on this machine, in a directory that is removed at the end.
+sockets, all on this machine, in a directory that stays only where a promise was broken.
 """
 
 import asyncio
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from agent.clock import SystemClock
 from agent.demo.app import defect
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.oracle import Arrivals, Verdict, compare, sources_below
-from agent.demo.scene import AgentProcess, App, Reader, SceneFailed, Topics, write_config
+from agent.demo.scene import AgentProcess, App, Reader, SceneFailed, Topics, tail, write_config
 
 CLIENTS = ("checkout", "search", "assistant", "mobile")
 BROKERS, PARTITIONS = 3, 12
@@ -36,6 +37,7 @@ ROTATIONS = 3
 LINE_BYTES = 330  # of an app's line, about
 DEAD_S = 0.7
 TICK_S = 0.1
+AGENT_LOG = "agent.log"
 SAY_S = 2.0
 
 _clock = SystemClock()
@@ -82,11 +84,21 @@ def main(*, seconds: float | None = None, lines: int | None = None) -> int:
 
 
 async def _play(console: Console, planned: Plan) -> Verdict:
-    with (
-        tempfile.TemporaryDirectory(prefix="feedback-agent-demo-") as directory,
-        EmbeddedKafka(BROKERS) as kafka,
-    ):
-        work = Path(directory)
+    work = Path(tempfile.mkdtemp(prefix="feedback-agent-demo-"))
+    verdict = None
+    try:
+        verdict = await _play_in(work, console, planned)
+    finally:
+        if verdict is None or verdict.ok:
+            shutil.rmtree(work)
+        else:
+            console.print(f"Kept, to look into it: {work}", markup=False, soft_wrap=True)
+            console.print(tail(work / AGENT_LOG), markup=False, soft_wrap=True)
+    return verdict
+
+
+async def _play_in(work: Path, console: Console, planned: Plan) -> Verdict:
+    with EmbeddedKafka(BROKERS) as kafka:
         topics = Topics(kafka.bootstrap_servers, "feedback-events", "feedback-events-dlq")
         kafka.create_topic(topics.events, PARTITIONS)
         kafka.create_topic(topics.dead_letters, 1)
@@ -113,7 +125,7 @@ class Show:
         self._plan = planned
         config = work / "config.yaml"
         write_config(config, self.root, work / "state", topics)
-        self._agent = AgentProcess(config, work / "agent.log")
+        self._agent = AgentProcess(config, work / AGENT_LOG)
         self._apps = [App(self.root, work, client) for client in CLIENTS]
         self._began_s = _clock.monotonic()
         self._said_s = 0.0
