@@ -13,12 +13,11 @@ from hypothesis import settings
 
 from agent.demo.broker import EmbeddedKafka
 from tests import real_kafka
+from tests.examples import EXAMPLES
 
 RUN = pytest.StashKey[Path]()
 SECURED = "secured"
 
-EXAMPLES = int(os.environ.get("FEEDBACK_AGENT_EXAMPLES", "40"))
-"""Of each property that names no number of its own."""
 
 # How long an example takes says more of the machine than of the code: no test fails for that.
 settings.register_profile("feedback-agent", deadline=None, print_blob=True, max_examples=EXAMPLES)

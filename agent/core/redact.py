@@ -195,6 +195,8 @@ class Redactor:
         left = self._marker.sub(blank, plain)
         found: list[tuple[Span, Rule]] = []
         for rule in self._rules:
+            if not rule.may_find(left):
+                continue
             if rule.kind == "phone":
                 left = NEVER.sub(blank, left)
             spans = merged(rule.find(left))
@@ -245,7 +247,8 @@ def _suspects(found: Sequence[Event | Decoded | Rejection]) -> Iterable[int]:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return range(len(found))  # the one that it is will say so
     if not raw.isascii():
-        also += [at for at, line in enumerate(raw.split(b"\n")) if folds(line.decode())]
+        lines = enumerate(raw.split(b"\n"))
+        also += [at for at, line in lines if not line.isascii() and folds(line.decode())]
     return suspects(raw).union(also)
 
 

@@ -30,6 +30,12 @@ class Rule(NamedTuple):
     """Yield where it is found in a folded text; overlaps and any order are allowed."""
     canonical: Callable[[str], str]
     """The same for each way to write the same thing, so that hashes of it are equal."""
+    needed: tuple[str, int] = ("", 0)
+    """It finds nothing in a text that has fewer than so many of these characters."""
+
+    def may_find(self, text: str) -> bool:
+        characters, least = self.needed
+        return sum(map(text.count, characters)) >= least
 
 
 # ---- e-mail: from each at sign to both sides
@@ -184,12 +190,14 @@ def _alnum(text: str) -> str:
 
 
 RULES: Final[dict[Kind, Rule]] = {
-    "email": Rule("email", _emails, lambda found: found.replace("%40", "@").lower()),
-    "iban": Rule("iban", _ibans, _alnum),
-    "card": Rule("card", _cards, _digits),
-    "ssn": Rule("ssn", _ssns, _digits),
-    "ipv6": Rule("ipv6", ipv6s, lambda found: str(IPv6Address(found))),
-    "ipv4": Rule("ipv4", ipv4s, lambda found: ".".join(str(int(n)) for n in found.split("."))),
-    "phone": Rule("phone", phones, _digits),
+    "email": Rule("email", _emails, lambda found: found.replace("%40", "@").lower(), ("@%", 1)),
+    "iban": Rule("iban", _ibans, _alnum, ("0123456789", 7)),
+    "card": Rule("card", _cards, _digits, ("0123456789", 12)),
+    "ssn": Rule("ssn", _ssns, _digits, ("0123456789", 9)),
+    "ipv6": Rule("ipv6", ipv6s, lambda found: str(IPv6Address(found)), (":", 2)),
+    "ipv4": Rule(
+        "ipv4", ipv4s, lambda found: ".".join(str(int(n)) for n in found.split(".")), (".", 3)
+    ),
+    "phone": Rule("phone", phones, _digits, ("0123456789", 7)),
 }
 assert tuple(RULES) == KINDS

@@ -5,8 +5,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.core.decode import Decoded, Decoder
@@ -21,8 +22,9 @@ from agent.core.redact import (
     RedactionFailed,
     Redactor,
 )
-from agent.core.redaction_rules import KINDS, RULES, Rule
-from agent.core.suspicion import suspicious
+from agent.core.redaction_rules import KINDS, RULES, Kind, Rule
+from agent.core.suspicion import suspects, suspicious
+from tests.examples import EXAMPLES
 
 EMAIL, CARD, PHONE = "jo.doe@example.com", "4111 1111 1111 1111", "+1 415 555 0123"
 REDACTOR = Redactor(Redaction(version="1"))
@@ -117,6 +119,56 @@ def test_the_cheap_test_passes_nothing_that_a_rule_finds(text: str) -> None:
     plain = folded(text)
     if not suspicious(plain.encode("utf-8", "surrogatepass")):
         assert [] == REDACTOR._found(plain)
+
+
+IDS = [
+    *(
+        '"',
+        '"',
+        '"',
+        "s-",
+        "u-",
+        "u_",
+        "user-",
+        "DE-",
+        "tel",
+        "fax ",
+        "ssn ",
+        "ssn",
+        "card ",
+        "visa",
+    ),
+    *("a", "b", "e", "f", "be", "DE", "DE89", "BE68", "x", "-", " ", ".", "(", "+", "\n", "\\"),
+    *("1", "9", "60475084", "5551234", "123456789", "4111111111111111", "0171", "53 9007 5470 34"),
+]
+
+
+@settings(max_examples=EXAMPLES * 10)
+@given(st.lists(st.sampled_from(IDS), max_size=9).map("".join))
+@example('ssn "a123456789"')
+@example('"BE945390075470AB"')
+@example('"BE-945390075470AB"')
+@example('"tel-55512345"')
+def test_what_looks_like_an_id_is_passed_only_where_no_rule_finds_anything(text: str) -> None:
+    """In a text as in JSON, in which quotes and line ends have a backslash before them."""
+    found = REDACTOR._found(text)
+
+    assert not found or suspicious(text.encode())
+    assert not found or suspects(msgspec.json.encode([text]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=texts)
+def test_a_rule_finds_nothing_where_it_may_find_nothing(kind: Kind, text: str) -> None:
+    rule = RULES[kind]
+    assert rule.may_find(text) or not [*rule.find(text)]
+
+
+@pytest.mark.parametrize("id_", ["60475084f1", "s-60475084f1", "u-60475084", "sess_9e60475084"])
+def test_a_short_hexadecimal_id_is_not_looked_at_again(id_: str) -> None:
+    """Every tenth has as many digits in a row as a phone."""
+    assert not suspicious(f'"{id_}"'.encode())
+    assert not suspects(msgspec.json.encode([id_]))
 
 
 def test_a_text_that_needs_no_folding_is_one_that_folding_would_leave() -> None:
