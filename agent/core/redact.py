@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from operator import attrgetter
-from typing import Any, Final
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -264,29 +265,32 @@ def _exposed(kind: type[Event]) -> Callable[[Event], tuple[Any, ...]]:
     return getter
 
 
-def _may_hold_text(field: Any) -> bool:
-    one = msgspec.inspect.type_info(field)
-    return not all(isinstance(inner, _NUMBERS) for inner in getattr(one, "types", (one,)))
+def _may_hold_text(of: Any) -> bool:
+    if get_origin(of) is Annotated:
+        return _may_hold_text(get_args(of)[0])
+    if get_origin(of) in _UNIONS:
+        return any(map(_may_hold_text, get_args(of)))
+    return of not in _NUMBERS
 
 
 def _bounds(kind: type[Event]) -> dict[str, int]:
     """Return how long a text, or one of a list, may be in the fields where that is bounded."""
-    found = {}
-    for field in msgspec.structs.fields(kind):
-        for inner in (one := msgspec.inspect.type_info(field.type), *getattr(one, "types", ())):
-            text = getattr(inner, "item_type", inner)
-            if isinstance(text, msgspec.inspect.StrType) and text.max_length is not None:
-                found[field.name] = text.max_length
-    return found
+    found = {field.name: _bound(field.type) for field in msgspec.structs.fields(kind)}
+    return {name: bound for name, bound in found.items() if bound is not None}
+
+
+def _bound(of: Any) -> int | None:
+    arguments = get_args(of)
+    if get_origin(of) is Annotated and arguments[0] is str:
+        return next((meta.max_length for meta in arguments[1:]), None)
+    if get_origin(of) in {Annotated, list, *_UNIONS}:
+        return next(filter(None, map(_bound, arguments)), None)
+    return None
 
 
 _encode_lines = msgspec.json.Encoder().encode_lines
-_NUMBERS: Final = (
-    msgspec.inspect.IntType,
-    msgspec.inspect.FloatType,
-    msgspec.inspect.BoolType,
-    msgspec.inspect.NoneType,
-)
+_NUMBERS: Final = {int, float, bool, NoneType}
+_UNIONS: Final = {Union, UnionType}
 _KINDS: Final = (*events.EVENT_TYPES.values(), CustomEvent, UnknownEvent)
 _BOUNDS: Final = {kind: _bounds(kind) for kind in _KINDS}
 _EXPOSED: Final = {kind: _exposed(kind) for kind in _KINDS}
