@@ -11,9 +11,10 @@ WINDOW = 2
 class _Lane:
     """One partition's batches."""
 
-    __slots__ = ("attempts", "proven", "queue", "sent")
+    __slots__ = ("attempts", "proven", "queue", "sent", "waits")
 
     def __init__(self) -> None:
+        self.waits = False  # for its turn to send
         self.queue: deque[Batch] = deque()
         self.attempts = 0  # lives of producers in a row that ended without an acknowledgement
         self.sent = 0  # how many from the left this producer was given
@@ -26,25 +27,36 @@ class _Lane:
 
 
 class Lanes:
-    """All partitions. They take turns: none waits while another one sends twice."""
+    """All partitions. They take turns: none waits while another one sends twice.
+
+    Nothing here looks at all of them for one batch: topics have dozens, and each batch asks often.
+    """
 
     def __init__(self) -> None:
+        self.queued = 0
+        """How many batches there are, out or not."""
         self._lanes: dict[int, _Lane] = {}
-        self._turns: deque[int] = deque()
+        self._turns: deque[_Lane] = deque()  # of those that may send
         self._out: dict[Batch, float] = {}  # given to the living producer -> when
 
     def add(self, batch: Batch) -> None:
-        self._lane(batch.partition).queue.append(batch)
+        lane = self._lanes.get(batch.partition)
+        if lane is None:
+            lane = self._lanes[batch.partition] = _Lane()
+        lane.queue.append(batch)
+        self.queued += 1
+        self._offer(lane)
 
     def take(self, now_s: float) -> Batch | None:
         """Return the batch to send next, and count it as out; None when no partition may send."""
-        for _ in range(len(self._turns)):
-            lane = self._lanes[self._turns[0]]
-            self._turns.rotate(-1)
+        while self._turns:
+            lane = self._turns.popleft()
+            lane.waits = False
             if lane.may_send():
                 batch = lane.queue[lane.sent]
                 lane.sent += 1
                 self._out[batch] = now_s
+                self._offer(lane)
                 return batch
         return None
 
@@ -58,6 +70,8 @@ class Lanes:
         lane.sent -= 1
         lane.proven = True
         lane.attempts = 0
+        self.queued -= 1
+        self._offer(lane)
         return sent_s
 
     def failed(self, batch: Batch) -> None:
@@ -69,6 +83,7 @@ class Lanes:
         self.failed(batch)
         lane = self._lanes[batch.partition]
         lane.proven, lane.attempts = True, 0
+        self._offer(lane)
 
     def producer_gone(self) -> None:
         """Count nothing as out any more: whatever is queued goes again."""
@@ -76,6 +91,7 @@ class Lanes:
         for lane in self._lanes.values():
             lane.attempts += lane.sent > 0 and not lane.proven
             lane.sent, lane.proven = 0, False
+            self._offer(lane)
 
     def replace(self, batch: Batch, *others: Batch) -> None:
         """Put ``others`` where ``batch`` stands; nothing is out."""
@@ -85,15 +101,12 @@ class Lanes:
         del lane.queue[at]
         for other in reversed(others):
             lane.queue.insert(at, other)
+        self.queued += len(others) - 1
+        self._offer(lane)
 
     def batches(self) -> list[Batch]:
         """Return every batch, in order per partition."""
         return [batch for lane in self._lanes.values() for batch in lane.queue]
-
-    @property
-    def queued(self) -> int:
-        """Return how many batches there are, out or not."""
-        return sum(len(lane.queue) for lane in self._lanes.values())
 
     @property
     def given(self) -> int:
@@ -114,9 +127,8 @@ class Lanes:
         """Return when the oldest batch was sent that is out; None if none is."""
         return next(iter(self._out.values()), None)
 
-    def _lane(self, partition: int) -> _Lane:
-        lane = self._lanes.get(partition)
-        if lane is None:
-            lane = self._lanes[partition] = _Lane()
-            self._turns.append(partition)
-        return lane
+    def _offer(self, lane: _Lane) -> None:
+        """Let it have its turn, behind those that wait, if it may send."""
+        if not lane.waits and lane.may_send():
+            lane.waits = True
+            self._turns.append(lane)
