@@ -258,19 +258,7 @@ class Parts:
         )
 
     def scanner(self) -> Scanner:
-        source = self.config.source
-        return Scanner(
-            source.root,
-            source.include,
-            source.exclude,
-            client_depth=source.client_depth,
-            client=source.client,
-            files_max=source.files_max,
-            client_files_max=source.client_files_max,
-            depth_max=source.depth_max,
-            ignore_older_s=source.ignore_older_s,
-            clock=self.clock,
-        )
+        return scanner(self.config, self.clock)
 
     def _open(self, path: str) -> Descriptor | Refused:
         return self._beneath(lambda root: open_beneath(root, path, links_max=None))
@@ -291,6 +279,22 @@ class Parts:
             return do(root)
         finally:
             os.close(root)
+
+
+def scanner(config: Config, clock: Clock) -> Scanner:
+    source = config.source
+    return Scanner(
+        source.root,
+        source.include,
+        source.exclude,
+        client_depth=source.client_depth,
+        client=source.client,
+        files_max=source.files_max,
+        client_files_max=source.client_files_max,
+        depth_max=source.depth_max,
+        ignore_older_s=source.ignore_older_s,
+        clock=clock,
+    )
 
 
 def config_hash(config: Config) -> str:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from agent.demo.broker import EmbeddedKafka
-from tests import real_kafka
+from tests import real_kafka, secured_kafka
 from tests.examples import EXAMPLES
 
 RUN = pytest.StashKey[Path]()
@@ -70,6 +70,14 @@ def kafka(request: pytest.FixtureRequest) -> str:
     if lacking := real_kafka.missing():
         pytest.skip(f"no real Kafka: {' and '.join(lacking)} missing")
     return real_kafka.start(request.config.stash[RUN])
+
+
+@pytest.fixture(scope="session")
+def secured(request: pytest.FixtureRequest) -> secured_kafka.Secured:
+    """A real Apache Kafka with TLS, SASL and ACLs; mark its tests ``kafka``."""
+    if lacking := real_kafka.missing():
+        pytest.skip(f"no real Kafka: {' and '.join(lacking)} missing")
+    return secured_kafka.start(request.config.stash[RUN] / SECURED)
 
 
 @pytest.fixture

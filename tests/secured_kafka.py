@@ -28,7 +28,7 @@ from tests import real_kafka, signed_tokens
 
 HOST = "127.0.0.1"
 USER, ROTATED, PASSWORD = "shipper", "rotated", "correct-horse-1"
-OUTSIDER = "outsider"
+OUTSIDER, NOBODY = "outsider", "nobody"
 LISTENERS = {
     "TLS": "SSL",
     "MTLS": "SSL",
@@ -177,7 +177,7 @@ def start(run: Path) -> Secured:
         if not (run / "cluster.json").exists():
             _certificates(run)
             signed_tokens.make(run)
-        users = [f"--scram={user}={PASSWORD}" for user in (USER, ROTATED, OUTSIDER)]
+        users = [f"--scram={user}={PASSWORD}" for user in (USER, ROTATED, OUTSIDER, NOBODY)]
         arguments = [f"--listener={name}={protocol}" for name, protocol in LISTENERS.items()]
         arguments += [f"--set={key}={value}" for key, value in _settings(run).items()]
         trusted = f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={signed_tokens.keys(run)}"

@@ -20,6 +20,7 @@ main()
 """
 OPTIONAL = {
     "agent.demo",
+    "agent.operator.doctor",
     "agent.operator.verify_audit",
     "agent.operator.verify_topic",
     "agent.writer",

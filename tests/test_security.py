@@ -17,8 +17,7 @@ from cryptography import x509
 from agent.clock import SystemClock
 from agent.config.sections import Sasl, Tls
 from agent.credentials import Credentials
-from tests import real_kafka, secured_kafka, signed_tokens
-from tests.conftest import RUN, SECURED
+from tests import real_kafka, signed_tokens
 from tests.running import Agent, append, assert_each_once, feedback
 from tests.secured_kafka import (
     DESCRIBE,
@@ -44,14 +43,6 @@ IMPATIENT: dict[str, Any] = {
     "breaker": {"cooldown_s": 0.5},
     "batch": {"age_max_s": 0.1},
 }
-
-
-@pytest.fixture(scope="session")
-def secured(request: pytest.FixtureRequest) -> Secured:
-    """A real Apache Kafka with TLS, SASL and ACLs; mark its tests ``kafka``."""
-    if lacking := real_kafka.missing():
-        pytest.skip(f"no real Kafka: {' and '.join(lacking)} missing")
-    return secured_kafka.start(request.config.stash[RUN] / SECURED)
 
 
 def secret(path: Path, text: str) -> str:

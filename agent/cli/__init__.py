@@ -12,6 +12,7 @@ import click
 
 from agent import __version__
 from agent.cli.audit import audit
+from agent.cli.doctor import doctor
 from agent.cli.running import check, demo, run
 from agent.errors import EXIT_INVARIANT, EXIT_USAGE, AgentError
 
@@ -23,6 +24,7 @@ EPILOG = """\b
 Examples:
   feedback-agent demo
   feedback-agent check --config config.yaml
+  feedback-agent doctor --config config.yaml
   feedback-agent run --config config.yaml
   feedback-agent audit verify
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
@@ -84,5 +86,5 @@ def main() -> None:
     """Ship JSONL feedback files from this node to Kafka, at least once."""
 
 
-for _command in (run, check, demo, audit):
+for _command in (run, check, demo, audit, doctor):
     main.add_command(_command)

@@ -66,7 +66,7 @@ def check(config_path: Path | None, as_json: bool, schema: bool, output_schema: 
         click.echo(json_text(output.json_schema()))
         return
     loaded = load(config_path)
-    _read_files(loaded)
+    read_files(loaded)
     click.echo(json_text(config.masked(loaded)) if as_json else config.as_yaml(loaded).rstrip("\n"))
 
 
@@ -94,7 +94,7 @@ def demo(seconds: float | None, lines: int | None) -> int:
     return code
 
 
-def _read_files(loaded: config.Config) -> None:
+def read_files(loaded: config.Config) -> None:
     """Read what the agent would. Raises ``ConfigError``."""
     from agent import codecs, otlp_collector, redaction, schemas
 
