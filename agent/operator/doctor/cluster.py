@@ -126,7 +126,7 @@ class _Asking:
     def __init__(self, kafka: Kafka, security: Security | None) -> None:
         self._kafka = kafka
         self._connections = connections.begin(security)
-        self._made: list[Any] = []
+        self._ending: list[asyncio.Future[None]] = []  # of connections that were closed
         self._brokers: dict[int, Any] = {}
 
     @classmethod
@@ -137,9 +137,8 @@ class _Asking:
             yield asking
         finally:
             asking._connections.close()
-            ended = [connection.close() for connection in asking._made]
-            if ended:
-                await asyncio.wait(ended, timeout=CLOSE_S)
+            if asking._ending:
+                await asyncio.wait(asking._ending, timeout=CLOSE_S)
 
     async def reach(self, host: str, port: int) -> tuple[Reached, Any]:
         address = f"{host}:{port}"
@@ -150,6 +149,7 @@ class _Asking:
                     port,
                     client_id=self._kafka.client_id,
                     request_timeout_ms=int(self._kafka.request_timeout_s * 1000),
+                    on_close=self._closed,
                 )
         except HandshakeFailed as failed:
             return Reached(address, failed=failed), None
@@ -157,8 +157,10 @@ class _Asking:
             return Reached(address, problem="no answer"), None
         except (OSError, errors.KafkaError) as error:
             return Reached(address, problem=_said(error)), None
-        self._made.append(connection)
         return Reached(address, made=_handshake(connection)), connection
+
+    def _closed(self, connection: Any, _reason: object) -> None:
+        self._ending.append(connection.close())  # closed by now: it returns when it has ended
 
     async def broker(self, node: int, host: str, port: int) -> Broker:
         reached, connection = await self.reach(host, port)
