@@ -21,6 +21,7 @@ main()
 OPTIONAL = {
     "agent.demo",
     "agent.operator.doctor",
+    "agent.operator.status",
     "agent.operator.verify_audit",
     "agent.operator.verify_topic",
     "agent.writer",

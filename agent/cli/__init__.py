@@ -14,6 +14,7 @@ from agent import __version__
 from agent.cli.audit import audit
 from agent.cli.doctor import doctor
 from agent.cli.running import check, demo, run
+from agent.cli.status import status
 from agent.errors import EXIT_INVARIANT, EXIT_USAGE, AgentError
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ Examples:
   feedback-agent check --config config.yaml
   feedback-agent doctor --config config.yaml
   feedback-agent run --config config.yaml
+  feedback-agent status --watch
   feedback-agent audit verify
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
 
@@ -86,5 +88,5 @@ def main() -> None:
     """Ship JSONL feedback files from this node to Kafka, at least once."""
 
 
-for _command in (run, check, demo, audit, doctor):
+for _command in (run, check, demo, audit, doctor, status):
     main.add_command(_command)

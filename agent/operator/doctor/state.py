@@ -12,6 +12,7 @@ from agent.core.policy import GIB, MIB
 from agent.operator.doctor.finding import About, Finding
 from agent.operator.doctor.node import filesystem, owned, who
 from agent.queue import BYTES_SHARE
+from agent.state_owner import owner
 
 MEMORY = {"tmpfs", "ramfs"}
 """File systems that a reboot empties."""
@@ -80,32 +81,13 @@ def _alien(directory: Path) -> Path | None:
 
 def state_lock(directory: Path) -> Finding:
     about = About("state.lock", directory / "lock")
-    owner = lock_owner(directory)
-    if owner is None:
+    pid = owner(directory)
+    if pid is None:
         return about.ok("free: no agent runs over this directory")
-    found = f"held by a running agent, pid {owner}"
+    found = f"held by a running agent, pid {pid}"
     return about.warn(
         found, "right if that is yours; a second one over this directory would exit 75"
     )
-
-
-def lock_owner(directory: Path) -> str | None:
-    """Return the pid of the agent that holds ``directory``, None if nobody does.
-
-    Asks the kernel's list: to try the lock could end an agent that starts in that very moment.
-    """
-    lock = directory / "lock"
-    try:
-        status = lock.stat()
-        held = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return None
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in held:
-        fields = line.split()
-        if "FLOCK" in fields and device in fields:
-            return fields[fields.index(device) - 1]
-    return None
 
 
 def state_disk(config: Config) -> Finding:

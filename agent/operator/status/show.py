@@ -1,0 +1,158 @@
+"""The status as tables: of a running agent, or of what a stopped one left behind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from agent.operator import screen
+from agent.status_page.units import count, size, span
+
+CLIENTS_MAX = 10
+NAMES_MAX = 10
+LOOKS = {
+    "live": "green",
+    "closed": "green",
+    "replaying": "yellow",
+    "half_open": "yellow",
+    "spooling": "yellow",
+}
+NOTHING = "-"
+
+Status = Mapping[str, Any]
+
+
+def well(status: Status) -> bool:
+    """Return whether an agent runs that is healthy and takes in what is written."""
+    return bool(status["running"] and status["health"]["ok"] and status["ready"]["ok"])
+
+
+def drawn(status: Status, files_max: int) -> RenderableType:
+    """Return the whole screen; of the files those that are most behind."""
+    return Group(*(_running(status) if status["running"] else _stopped(status)),
+                 *_clients(status), *_files(status, files_max), *_more(status))  # fmt: skip
+
+
+def _running(status: Status) -> Iterator[RenderableType]:
+    verdict, look = _verdict(status)
+    said = f"up {span(status['up_s'])}, version {status['version']}, {status['at']}"
+    yield Text.assemble(screen.cell(status["node"], "bold"), "  ", (verdict, look), f"  {said}")
+    for reason in (*status["health"]["reasons"], *status["ready"]["reasons"]):
+        yield screen.cell(f"! {reason}", look)
+    if status["watcher"] not in {None, "root_missing"}:
+        yield screen.cell(f"! no hints from the kernel: {status['watcher']}", "yellow")
+    for what, one in status["reloaded"].items():
+        if one["problem"] is not None:
+            yield screen.cell(f"! {what}, the last good one stays: {one['problem']}", "yellow")
+    made = screen.table("Sink", "Mode", "Breaker", "Spooled", "Under way", "Problem",
+                        right=("Under way",))  # fmt: skip
+    for name, sink in status["sinks"].items():
+        made.add_row(*_sink(name, sink))
+    yield made
+
+
+def _verdict(status: Status) -> tuple[str, str]:
+    if not status["health"]["ok"]:
+        return "hangs", "bold red"
+    if not status["ready"]["ok"]:
+        return "not ready", "bold red"
+    return ("ready, with remarks", "yellow") if status["ready"]["reasons"] else ("ready", "green")
+
+
+def _sink(name: str, sink: Status) -> Iterator[Text]:
+    """Yield its cells. That of the audit log's topic has no spool, and so no mode."""
+    mode = sink.get("mode", "live" if sink["problem"] is None else sink["phase"])
+    yield screen.cell(name)
+    for word in (mode, sink["breaker"]):
+        yield screen.cell(word.replace("_", " "), LOOKS.get(word, "bold red"))
+    spooled = NOTHING
+    if "mode" in sink:
+        spooled = f"{count(sink['spooled_records'])} records, {size(sink['spooled_bytes'])}"
+        if sink["spool_full"]:
+            spooled += f", full: {sink['spool_full']}"
+    yield screen.cell(spooled, "bold red" if sink.get("spool_full") else "")
+    yield screen.cell(count(sink["batches_queued"]))
+    yield screen.cell(sink["problem"] or NOTHING, "yellow" if sink["problem"] else "")
+
+
+def _stopped(status: Status) -> Iterator[RenderableType]:
+    found = "does not answer" if status["owner"] else "is not running"
+    head = Text.assemble(screen.cell(status["node"] or "?", "bold"), "  ", (found, "bold red"))
+    yield head.append(f"  {status['at']}")
+    yield screen.cell(f"! {status['why']}", "yellow")
+    if status["owner"]:
+        said = f"pid {status['owner']} holds {status['state_dir']}; below is its last checkpoint"
+        yield screen.cell(f"! {said}", "yellow")
+    if status["root"]["problem"]:
+        yield screen.cell(f"! {status['root']['path']}: {status['root']['problem']}", "bold red")
+    age_s = _s(status["at"]) - _s(status["checkpointed_at"])
+    yield screen.cell(f"last checkpoint {span(max(0.0, age_s))} ago, in {status['state_dir']}")
+    spooled = {name: sink["spooled_records"] for name, sink in status["sinks"].items()}
+    said = ", ".join(f"{name.replace('_', ' ')} {count(n)}" for name, n in spooled.items())
+    records = said or "nothing"
+    yield screen.cell(f"spooled then: {records}; spool.db is {size(status['spool_bytes'])}")
+
+
+def _clients(status: Status) -> Iterator[RenderableType]:
+    clients: Sequence[Status] = status["clients"]
+    if not clients:
+        return
+    made = screen.table("Client", "Lag", "Oldest", "Lines read",
+                        right=("Lag", "Oldest", "Lines read"))  # fmt: skip
+    for one in clients[:CLIENTS_MAX]:
+        lag_s, lines = one.get("lag_s"), one.get("lines_read")
+        made.add_row(
+            screen.cell(one["client"]),
+            _lag(one["lag_bytes"]),
+            NOTHING if lag_s is None else span(lag_s),
+            NOTHING if lines is None else count(lines),
+        )
+    yield made
+    yield from _rest(len(clients) - CLIENTS_MAX, "clients")
+
+
+def _files(status: Status, files_max: int) -> Iterator[RenderableType]:
+    files: Sequence[Status] = status["files"]
+    total = status.get("files_open", len(files))
+    if not files or not files_max:
+        yield screen.cell(f"{count(total)} files" if files else "no files", "dim")
+        return
+    made = screen.table("File", "Offset", "Size", "Lag", right=("Offset", "Size", "Lag"))
+    for file in files[:files_max]:
+        made.add_row(
+            screen.cell(file["path"]),
+            f"{file['watermark']:,}" if file["source"] else "new",
+            "gone" if file["size"] is None else size(file["size"]),
+            _lag(file["lag_bytes"]),
+        )
+    yield made
+    yield from _rest(total - min(files_max, len(files)), "files, less behind")
+
+
+def _lag(lag_bytes: int | None) -> Text:
+    if lag_bytes is None:
+        return screen.cell("?")
+    return screen.cell(size(lag_bytes), "yellow" if lag_bytes else "")
+
+
+def _more(status: Status) -> Iterator[RenderableType]:
+    for one in status.get("unreadable", ())[:NAMES_MAX]:
+        yield screen.cell(f"not read: {one['path']}: {one['reason']}", "yellow")
+    problems = status.get("problems", ())
+    if problems:
+        yield screen.cell("Lately", "bold")
+    for one in problems[:NAMES_MAX]:
+        fields = " ".join(f"{k}={v}" for k, v in one["fields"].items() if v not in {None, ""})
+        age = span(max(0.0, _s(status["at"]) - _s(one["at"])))
+        yield screen.cell(f"  {age} ago, {count(one['count'])} times: {one['event']} {fields}")
+
+
+def _rest(left: int, what: str) -> Iterator[RenderableType]:
+    if left > 0:
+        yield screen.cell(f"and {count(left)} {what}", "dim")
+
+
+def _s(at: str) -> float:
+    return datetime.fromisoformat(at).timestamp()
