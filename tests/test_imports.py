@@ -22,6 +22,7 @@ OPTIONAL = {
     "agent.demo",
     "agent.operator.doctor",
     "agent.operator.status",
+    "agent.operator.validate",
     "agent.operator.verify_audit",
     "agent.operator.verify_topic",
     "agent.writer",

@@ -15,6 +15,7 @@ from agent.cli.audit import audit
 from agent.cli.doctor import doctor
 from agent.cli.running import check, demo, run
 from agent.cli.status import status
+from agent.cli.validate import validate
 from agent.errors import EXIT_INVARIANT, EXIT_USAGE, AgentError
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ Examples:
   feedback-agent doctor --config config.yaml
   feedback-agent run --config config.yaml
   feedback-agent status --watch
+  feedback-agent validate events.jsonl
   feedback-agent audit verify
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
 
@@ -88,5 +90,5 @@ def main() -> None:
     """Ship JSONL feedback files from this node to Kafka, at least once."""
 
 
-for _command in (run, check, demo, audit, doctor, status):
+for _command in (run, check, demo, audit, doctor, status, validate):
     main.add_command(_command)
