@@ -12,6 +12,7 @@ import click
 
 from agent import __version__
 from agent.cli.audit import audit
+from agent.cli.completion import completion
 from agent.cli.doctor import doctor
 from agent.cli.running import check, demo, run
 from agent.cli.status import status
@@ -90,5 +91,5 @@ def main() -> None:
     """Ship JSONL feedback files from this node to Kafka, at least once."""
 
 
-for _command in (run, check, demo, audit, doctor, status, validate):
+for _command in (run, check, demo, audit, doctor, status, validate, completion):
     main.add_command(_command)

@@ -215,8 +215,8 @@ def client(config: Config, name: str) -> str:
 
 
 def _starts(piece: Piece) -> list[int]:
-    """Return where each line of the piece begins; one that was passed over is a line too."""
-    passed = [piece.start] if piece.skipped_to > piece.start and piece.skipped != "hole" else []
+    """Return where each line of the piece begins; what was passed over counts as one."""
+    passed = [piece.start] if piece.skipped_to > piece.start else []
     lengths = (len(line) + 1 for line in piece.lines)
     return [*passed, *list(accumulate(lengths, initial=piece.skipped_to))[: len(piece.lines)]]
 
