@@ -26,6 +26,7 @@ from agent.demo.scene import Topics, write_config
 from agent.intake import Intake
 from agent.spool import Spool
 from agent.store import Store
+from agent.wiring import Threads, Wiring
 from tests import conftest, real_kafka
 from tests.running import (
     NOWHERE,
@@ -463,8 +464,8 @@ async def test_what_breaks_in_a_drain_does_not_end_with_0(
         contextlib.closing(Spool(tmp_path / "spool.db", {})) as spool,
         ThreadPoolExecutor(1) as thread,
     ):
-        threads = pipeline._Threads(thread, thread, thread)
-        running = pipeline._Pipeline(loaded, in_force(loaded), store, spool, threads)
-        running._events.outlet.described.set()
+        threads = Threads(thread, thread, thread)
+        wired = Wiring(loaded, in_force(loaded), store, spool, threads)
+        wired.events.outlet.described.set()
         with pytest.raises(AssertionError, match="planted"):
-            await running._drain()
+            await pipeline.Life(wired)._drain()
