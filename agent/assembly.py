@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import resource
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from hashlib import sha256
@@ -23,6 +23,7 @@ from agent.core.auditing import unheard
 from agent.core.batch import Batch, Pace
 from agent.core.breaker import Breaker
 from agent.core.delivery import Delivery
+from agent.core.discovery import Looking
 from agent.core.identity import Birth, Checkpoint
 from agent.core.quota import ClientLimits
 from agent.core.record import RecordPolicy
@@ -38,7 +39,7 @@ from agent.registry import Registry
 from agent.reloaded import Reloaded
 from agent.removal import remove_directory, remove_file
 from agent.scanner import Scanner
-from agent.sink import Outlet
+from agent.sink import Outlet, Sink
 from agent.sources import Sources
 from agent.spooler import SpoolRules
 from agent.telemetry import Metrics, event
@@ -111,25 +112,28 @@ class Parts:
 
         That of the audit log says nothing in it: each word would be one more to send.
         """
-        kafka = self.config.kafka
-        connect = partial(
-            KafkaSink.connect,
-            kafka.bootstrap_servers,
-            topic,
-            client_id=kafka.client_id,
-            timeout_s=kafka.request_timeout_s,
-            security=self.credentials,
-        )
         return Outlet(
             name,
-            self._delivery(name, 0.0 if spooled else kafka.start_s),
-            connect,
+            self._delivery(name, 0.0 if spooled else self.config.kafka.start_s),
+            self.connect(topic),
             quiet=quiet,
             settled=settled,
             refused=refused,
             note=unheard if name == "audit" else self.audit.note,
             clock=self.clock,
             metrics=self.metrics,
+        )
+
+    def connect(self, topic: str) -> Callable[[], Awaitable[Sink]]:
+        """Return what makes a sink for ``topic``."""
+        kafka = self.config.kafka
+        return partial(
+            KafkaSink.connect,
+            kafka.bootstrap_servers,
+            topic,
+            client_id=kafka.client_id,
+            timeout_s=kafka.request_timeout_s,
+            security=self.credentials,
         )
 
     def audit_topic(self) -> AuditTopic | None:
@@ -183,9 +187,6 @@ class Parts:
 
     def sources(self, checkpoints: list[Checkpoint]) -> Sources:
         source = self.config.source
-        limits = ClientLimits(
-            self.config.quota.client, self.config.dlq.lines_per_s_max, self.clock.monotonic
-        )
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         descriptors_max = descriptors_within(source.descriptors_max, limit)
         if descriptors_max < source.descriptors_max:
@@ -216,10 +217,14 @@ class Parts:
             ),
             note=self.audit.note,
             clock=self.clock,
-            turns=Turns(limits, self.clock, self.metrics),
+            turns=Turns(self.limits(), self.clock, self.metrics),
             shown=self.shown,
             metrics=self.metrics,
         )
+
+    def limits(self) -> ClientLimits:
+        config = self.config
+        return ClientLimits(config.quota.client, config.dlq.lines_per_s_max, self.clock.monotonic)
 
     def chunker(
         self, events: Callable[[], Topic | None], dead_letters: Callable[[], Topic | None]
@@ -257,7 +262,7 @@ class Parts:
             builders(lambda: None, partitioner="none"),
         )
 
-    def scanner(self) -> Scanner:
+    def scanner(self) -> Looking:
         return scanner(self.config, self.clock)
 
     def _open(self, path: str) -> Descriptor | Refused:

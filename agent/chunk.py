@@ -32,6 +32,7 @@ from agent.core.policy import SchemaPolicy
 from agent.core.record import Origin, Recorder, RecordPolicy
 from agent.core.redact import Redaction, Redactor
 from agent.core.schemas import Schemas
+from agent.core.window import Window
 from agent.rejects import OVERSIZE, Bad, Rejects, Source
 from agent.telemetry import Metrics
 from agent.wire import PlainRecord
@@ -86,6 +87,8 @@ class Chunker:
         self._metrics = metrics
         self._decoder = Decoder(policy.schema)
         self._recorders: dict[tuple[str, int, str], Recorder] = {}
+        self.window: Window | None = None
+        """Which events are wanted; None: all. What is not is passed over, as if it were blank."""
 
     def redact(self, redaction: Redaction | None) -> None:
         """Redact by this from the next chunk on; None: nothing."""
@@ -111,7 +114,7 @@ class Chunker:
         if piece.skipped_to > piece.start:
             self.rejects.skipped(source, chunk, recorder, piece, tally)
         lines = self._lines(piece, tally)
-        record, event_time = recorder.record, self._policy.event_time
+        record, event_time, window = recorder.record, self._policy.event_time, self.window
         start = piece.skipped_to
         for first in range(0, len(lines), STRIDE):
             stride = lines[first : first + STRIDE]
@@ -124,6 +127,8 @@ class Chunker:
                         self.rejects.line(chunk, recorder, bad, tally)
                     else:
                         tally["blank"] += 1
+                elif window is not None and not window.takes(decoded):
+                    pass
                 else:
                     if type(decoded) is Decoded:
                         tally["removed"] += decoded.removed

@@ -155,6 +155,11 @@ class Intake:
         if self._starved:
             self._woken.set()
 
+    async def look(self, at: Callable[[Sources], T]) -> T:
+        """Return what ``at`` finds between two turns; called in the worker."""
+        async with self._turning:
+            return await self._in_worker(lambda: at(self._worker.sources))
+
     async def take_in(self, scan: Scan) -> None:
         """Hand a scan's result to the worker."""
         acknowledged = all(way.mode is Mode.LIVE and not way.spooled_records for way in self._ways)

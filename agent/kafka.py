@@ -1,6 +1,7 @@
 """``agent.sink.Sink`` on Kafka: one producer's life, and what there is to know of its topic."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -16,7 +17,7 @@ MESSAGE_BYTES_MAX = 1_048_588
 """Kafka's default ``max.message.bytes``, used where we may not describe the topic."""
 
 _TOPIC_RESOURCE = 2
-_DESCRIBED = ["max.message.bytes", "min.insync.replicas"]
+_DESCRIBED = ["max.message.bytes", "min.insync.replicas", "retention.ms", "cleanup.policy"]
 
 
 class Topic(NamedTuple):
@@ -27,6 +28,8 @@ class Topic(NamedTuple):
     replication: int
     min_insync_replicas: int | None
     message_bytes_max: int
+    retention_s: float | None = None
+    """After which a record is deleted, by its own time; None: never, or we may not ask."""
 
 
 class KafkaSink:
@@ -139,7 +142,15 @@ async def _describe(started: AIOKafkaProducer, name: str) -> Topic:
         replication=len(replicas),
         min_insync_replicas=None if insync is None else int(insync),
         message_bytes_max=int(settings.get("max.message.bytes") or MESSAGE_BYTES_MAX),
+        retention_s=_retention_s(settings),
     )
+
+
+def _retention_s(settings: Mapping[str, str | None]) -> float | None:
+    """Read ``retention.ms``: -1 is for ever, and a topic that is only compacted has none."""
+    retention_ms = int(settings.get("retention.ms") or -1)
+    deletes = "delete" in (settings.get("cleanup.policy") or "delete")
+    return retention_ms / 1000 if deletes and retention_ms >= 0 else None
 
 
 async def _settings(started: AIOKafkaProducer, name: str) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ settled, a row for the file itself says so, and it need never be unpacked again.
 takes long is a study, done in slices between which other files are read.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -100,6 +100,18 @@ class Packed:
     def pending(self) -> bool:
         """Return whether a file is open that may be closed once it is settled."""
         return bool(self._reading)
+
+    def unsure(self, copies: Container[FileKey]) -> bool:
+        """Return whether one is read, or will be once it was looked at, has rested or has room.
+
+        ``copies`` are known to hold nothing of their own.
+        """
+        looking = (
+            c.followed is None and not c.failed and (c.surveyed is None or c.surveyed.size() > 0)
+            for key, c in self._cases.items()
+            if key not in copies
+        )
+        return bool(self._reading or self._waiting) or any(looking)
 
     def due(self) -> list[Seen]:
         """Return files that waited for another to be closed, and need not any more."""

@@ -9,9 +9,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from agent.clock import Clock, wait_event
-from agent.core.discovery import Scan
+from agent.core.discovery import Looking, Scan
 from agent.intake import Intake
-from agent.scanner import Scanner
 from agent.telemetry import event
 from agent.watcher import Problem, Watcher
 
@@ -36,7 +35,7 @@ class Rounds:
     def __init__(
         self,
         root: Path,
-        scanner: Scanner,
+        scanner: Looking,
         intake: Intake,
         executor: Executor,
         *,

@@ -198,6 +198,20 @@ class Sources:
         """Return whether nothing is known to be left to open or to read."""
         return not (self._hints or self._openings or self.turns.waiting)
 
+    @property
+    def at_rest(self) -> bool:
+        """Return whether no scan is needed to know it: all is read, and nobody waits for evidence.
+
+        What failed, or could not be opened, is not waited for.
+        """
+        strangers = self.registry.strangers
+        unsure = strangers.studies.busy or strangers.undecided()
+        return self.idle and not unsure and not self._packed.unsure(strangers.copies())
+
+    def shares(self) -> dict[FileKey, float]:
+        """Return how much of each file that was met is settled, from 0 to 1."""
+        return {key: _share(followed) for key, followed in self._met.by_key.items()}
+
     def wait_s(self, idle_s: float) -> float:
         """Return how long until there is something to do; ``idle_s`` if nobody knows."""
         studying = self.registry.strangers.studies.busy
@@ -285,3 +299,14 @@ class Sources:
         """Return whether nothing of it waits but a line whose end is not written yet."""
         reader = followed.harvester
         return reader is not None and reader.torn and self.opened.drained(followed)
+
+
+def _share(followed: Followed) -> float:
+    watermark, size = followed.latest().watermark, 0
+    if followed.harvester is not None:
+        size = followed.harvester.file.size()
+    elif is_content(followed.birth):
+        return 0.0  # it waits to be unpacked
+    elif followed.seen is not None:
+        size = followed.seen.size
+    return min(1.0, watermark / size) if size else 1.0

@@ -5,6 +5,7 @@ Lives in the worker thread. ``core.continuation`` decides; this room gathers its
 
 import contextlib
 from collections.abc import Callable, Collection
+from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -70,6 +71,26 @@ class _Undecided:
         self.seen, self.size, self.mtime_ns = seen, size, seen.mtime_ns
 
 
+class Origins(Protocol):
+    """Who files are that nobody has met here, as far as somebody else may know them."""
+
+    def alike(self, sighting: Sighting, prefix: bytes) -> list[Checkpoint]:
+        """Return what a file that begins with ``prefix`` may be known by."""
+
+    def of(self, file: File, seen: Seen) -> Checkpoint:
+        """Say who ``file`` is and where it begins. Raises ``OSError``."""
+
+
+class Unheard:
+    """Nobody else knows any file: each is a source of its own."""
+
+    def alike(self, sighting: Sighting, prefix: bytes) -> list[Checkpoint]:
+        return []
+
+    def of(self, file: File, seen: Seen) -> Checkpoint:
+        return first_generation(file.birth, seen.path, seen.client)
+
+
 class Strangers:
     """Judges unknown files, and remembers those that must wait for evidence.
 
@@ -81,6 +102,7 @@ class Strangers:
 
     open_file: Callable[[str], Descriptor | Refused]
     """Set by who opens files."""
+    origins: Origins = Unheard()
 
     def __init__(
         self,
@@ -135,7 +157,16 @@ class Strangers:
 
     def alike(self, birth: Birth, seen: Seen, prefix: bytes) -> list[Checkpoint]:
         """Return what a file may be a copy of that begins with ``prefix``."""
-        return self._index.alike(Sighting(birth, len(prefix), seen.path, seen.client), prefix)
+        sighting = Sighting(birth, len(prefix), seen.path, seen.client)
+        return [*self._index.alike(sighting, prefix), *self.origins.alike(sighting, prefix)]
+
+    def undecided(self) -> int:
+        """Return how many files wait for evidence, whole copies beside their original apart."""
+        return sum(u.size > 0 and u.twin is None for u in self._undecided.values())
+
+    def copies(self) -> dict[FileKey, Checkpoint]:
+        """Return what lies beside an original that has all of its lines."""
+        return {key: u.twin for key, u in self._undecided.items() if u.twin is not None}
 
     def judge(self, file: File, seen: Seen) -> Checkpoint | None:
         """Say who ``file`` is and where it begins; None while that waits for evidence.
@@ -184,8 +215,10 @@ class Strangers:
             offset = self._line_start(file, verdict.resume_at)
             if offset == verdict.resume_at:
                 return replace(verdict.source, path=seen.path)
-        if verdict.verdict == "new" and seen.key in self.begin_at_end:
+        elif verdict.verdict == "new" and seen.key in self.begin_at_end:
             offset = _last_line_end(file, self._line_bytes_max)
+        elif verdict.verdict == "new":
+            return self.origins.of(file, seen)
         return starting_at(offset, file, first_generation(file.birth, seen.path, seen.client))
 
     def _line_start(self, file: File, offset: int) -> int:

@@ -12,6 +12,7 @@ import click
 
 from agent import __version__
 from agent.cli.audit import audit
+from agent.cli.backfill import backfill
 from agent.cli.completion import completion
 from agent.cli.doctor import doctor
 from agent.cli.running import check, demo, run
@@ -32,6 +33,7 @@ Examples:
   feedback-agent status --watch
   feedback-agent validate events.jsonl
   feedback-agent audit verify
+  feedback-agent backfill /var/lib/feedback-archive --root /var/lib/feedback-archive --dry-run
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
 
 \b
@@ -91,5 +93,5 @@ def main() -> None:
     """Ship JSONL feedback files from this node to Kafka, at least once."""
 
 
-for _command in (run, check, demo, audit, doctor, status, validate, completion):
+for _command in (run, check, demo, audit, doctor, status, validate, backfill, completion):
     main.add_command(_command)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Container, Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
@@ -70,6 +70,13 @@ class Scan(Struct, frozen=True):
     root_problem: str | None = None
     over_limit: dict[str, int] = {}
     skipped_counts: dict[SkipReason, int] = {}
+
+
+class Looking(Protocol):
+    """Says which files there are, and raises nothing about them: see ``Scan``."""
+
+    def scan(self, known: Container[FileKey] = (), remembered: Container[int] = ()) -> Scan:
+        """Look once. ``known`` are followed by now, ``remembered`` the inodes of what was."""
 
 
 class Limits(Struct, frozen=True):

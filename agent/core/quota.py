@@ -125,10 +125,16 @@ class ClientLimits:
 
     Args:
         dead_letters_per_s: With a burst of one second's worth. None: no limit.
+        together_per_s: Lines of all clients in a second: over it, all wait. None: no limit.
     """
 
     def __init__(
-        self, quota: ClientQuotaPolicy, dead_letters_per_s: float | None, clock: Monotonic
+        self,
+        quota: ClientQuotaPolicy,
+        dead_letters_per_s: float | None,
+        clock: Monotonic,
+        *,
+        together_per_s: float | None = None,
     ) -> None:
         def allowances(per_s: float | None, burst_s: float) -> Allowances:
             return Allowances(per_s, (per_s or 0.0) * burst_s, clock)
@@ -136,6 +142,7 @@ class ClientLimits:
         self._dead_letters = allowances(dead_letters_per_s, 1.0)
         self._events = allowances(quota.events_per_s, quota.burst_s)
         self._bytes = allowances(quota.bytes_per_s, quota.burst_s)
+        self._together = Bucket(together_per_s, together_per_s or 0.0, clock)
         self._all = {
             "flood": self._dead_letters,
             "events_per_s": self._events,
@@ -144,17 +151,21 @@ class ClientLimits:
 
     def take(self, client: str, *, events: int, read_bytes: int, dead_letters: int) -> None:
         """Note what one read of ``client`` came to."""
+        self._together.take(events)
         self._events.take(client, events)
         self._bytes.take(client, read_bytes)
         self._dead_letters.take(client, dead_letters)
 
     def wait_s(self, client: str) -> float:
         """Return how long until ``client`` may be read again; 0.0 if it may now."""
-        return max(allowances.wait_s(client) for allowances in self._all.values())
+        own_s = max(allowances.wait_s(client) for allowances in self._all.values())
+        return max(own_s, self._together.wait_s())
 
     def reason(self, client: str) -> str:
         """Return which limit keeps ``client`` waiting longest."""
-        return max(self._all, key=lambda name: self._all[name].wait_s(client))
+        waits = {name: allowances.wait_s(client) for name, allowances in self._all.items()}
+        waits["together_per_s"] = self._together.wait_s()
+        return max(waits, key=lambda name: waits[name])
 
 
 _GRAIN_S = 1e-6

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
@@ -46,12 +47,12 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return made
 
 
-def progress(of: Console) -> Progress:
+def progress(of: Console, *, in_bytes: bool = False) -> Progress:
     """Return a bar for long work, on stderr: what is piped stays clean."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=of,

@@ -1,0 +1,178 @@
+"""One life of a backfill: from the first scan to the moment when all is acknowledged.
+
+The rooms of the agent do the work; this one looks at them now and then, says how far they are, and
+when nothing is left.
+"""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from agent.assembly import InForce, Parts
+from agent.clock import Clock, wait_event
+from agent.config import Config
+from agent.core.discovery import FileKey
+from agent.core.identity import Checkpoint
+from agent.core.seam import Mode
+from agent.core.window import Window
+from agent.errors import SinkUnavailable
+from agent.kafka import Topic
+from agent.operator.backfill.selection import Selection
+from agent.sources import Sources
+from agent.telemetry import Metrics
+from agent.wire import HEADER_BYTES
+from agent.wiring import Wiring
+
+LOOK_S = 0.25
+"""Between two looks at how far everything is."""
+SCAN_S = 1.0
+"""Between two scans: a file may wait for evidence, or have failed."""
+REST = 20
+"""As many times as long as either took, nobody does it again: it holds up what ships."""
+
+
+class Standing(Struct, frozen=True):
+    """How far the rooms are. ``shares``: how much of each file is settled, from 0 to 1."""
+
+    shares: dict[FileKey, float]
+    copies: dict[FileKey, Checkpoint]
+    at_rest: bool
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """What one life came to so far. Bytes of lines are those of the files, unpacked."""
+
+    lines: int = 0
+    blank: int = 0
+    passed_over: int = 0
+    sent: int = 0
+    dead_letters: int = 0
+    rejected: dict[str, int] = {}
+    read_bytes: int = 0
+    kafka_bytes: int = 0
+    """As Kafka stores them, of one replica."""
+
+
+class Errand:
+    """What ``pipeline`` is to do in place of following files.
+
+    Args:
+        make: Makes the parts.
+        window: Whose times are compared with what the topic keeps.
+        progress: Called on the loop now and then.
+
+    Attributes:
+        standing: As of the last look.
+        retention_s: How long the topic keeps a record of that time; None: it is not the event's
+            own, or nobody knows.
+        finished: Whether nothing is left to do; else it was stopped.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        make: Callable[[Config, InForce, Clock, Metrics], Parts],
+        *,
+        window: Window | None,
+        progress: Callable[["Errand"], None],
+    ) -> None:
+        self.selection = selection
+        self.standing = Standing({}, {}, at_rest=False)
+        self.finished = False
+        self.window = window
+        self.retention_s: float | None = None
+        self._make = make
+        self._progress = progress
+        self._wiring: Wiring | None = None
+
+    def parts(self, config: Config, rules: InForce, clock: Clock, metrics: Metrics) -> Parts:
+        return self._make(config, rules, clock, metrics)
+
+    async def run(self, wiring: Wiring) -> None:
+        """Return when all is read and acknowledged, or cannot be.
+
+        Raises ``SinkUnavailable`` where Kafka does not answer within ``kafka.start_s``.
+        """
+        self._wiring = wiring
+        await self._begin(wiring)
+        monotonic, scan_due_s = wiring.clock.monotonic, 0.0
+        while not (self.standing.at_rest and self._settled(wiring)):
+            began_s = monotonic()
+            if began_s >= scan_due_s:
+                await wiring.rounds.scan()
+                scan_due_s = began_s + max(SCAN_S, REST * (monotonic() - began_s))
+            began_s = monotonic()
+            self.standing = await wiring.intake.look(_standing)
+            self._progress(self)
+            await wiring.clock.sleep(max(LOOK_S, REST * (monotonic() - began_s)))
+        self.finished = True
+
+    def counts(self) -> Counts:
+        """Return what this life came to, the last acknowledgement included once it is over."""
+        wiring, window = self._wiring, self.window
+        if wiring is None:
+            return Counts()
+
+        def total(name: str, **labels: str) -> int:
+            return int(wiring.registry.get_sample_value(f"feedback_agent_{name}", labels) or 0)
+
+        batches = sum(total("batches_delivered_total", sink=w.outlet.name) for w in wiring.ways)
+        sent_bytes = sum(total("sent_bytes_total", sink=w.outlet.name) for w in wiring.ways)
+        rejected = wiring.metrics.dead_letters()
+        return Counts(
+            lines=total("lines_read_total"),
+            blank=total("lines_blank_total"),
+            passed_over=0 if window is None else window.passed_over,
+            sent=total("events_delivered_total"),
+            dead_letters=total("dead_letters_delivered_total"),
+            rejected={reason: lines for reason, lines in rejected.items() if lines},
+            read_bytes=total("read_bytes_total"),
+            kafka_bytes=sent_bytes + batches * HEADER_BYTES,
+        )
+
+    def look(self) -> None:
+        """Look once more, when nothing runs any more."""
+        if self._wiring is not None:
+            self.standing = _standing(self._wiring.worker.sources)
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many lines were read, and are not acknowledged."""
+        return 0 if self._wiring is None else self._wiring.in_flight.events
+
+    def refused(self) -> list[dict[str, str]]:
+        """Return which files gave no lines, and why."""
+        return [] if self._wiring is None else self._wiring.worker.sources.refusals.named()
+
+    @property
+    def problem(self) -> str | None:
+        """Return why nothing can be delivered just now, or None."""
+        return None if self._wiring is None else self._wiring.events.outlet.problem
+
+    @property
+    def put_by(self) -> int:
+        """Return how many dead letters wait in the state directory for their topic."""
+        return 0 if self._wiring is None else self._wiring.dead_letters.spooled_records
+
+    async def _begin(self, wiring: Wiring) -> None:
+        """Wait for Kafka: a person waits for an answer too."""
+        outlet, start_s = wiring.events.outlet, wiring.config.kafka.start_s
+        if not await wait_event(outlet.described, start_s):
+            why = outlet.problem or "unreachable"
+            raise SinkUnavailable(why, f"no answer from Kafka within {start_s:.0f} s")
+        if wiring.config.kafka.timestamp == "event" and isinstance(outlet.topic, Topic):
+            self.retention_s = outlet.topic.retention_s
+        if self.window is not None and self.retention_s is not None:
+            self.window.expires_s = wiring.clock.wall() - self.retention_s
+
+    def _settled(self, wiring: Wiring) -> bool:
+        """Return whether nothing is on its way; dead letters may wait for a topic that is away."""
+        in_flight = [wiring.in_flight, *(way.in_flight for way in wiring.ways)]
+        away = wiring.dead_letters.mode is Mode.SPOOLING
+        waiting = wiring.events.spooled_records or (self.put_by and not away)
+        return not waiting and not any(count.bytes for count in in_flight)
+
+
+def _standing(sources: Sources) -> Standing:
+    copies = sources.registry.strangers.copies()
+    return Standing(sources.shares(), copies, sources.at_rest)
