@@ -156,10 +156,14 @@ class Errand:
 
     async def _begin(self, wiring: Wiring) -> None:
         """Wait for Kafka: a person waits for an answer too."""
-        outlet, start_s = wiring.events.outlet, wiring.config.kafka.start_s
-        if not await wait_event(outlet.described, start_s):
-            why = outlet.problem or "unreachable"
-            raise SinkUnavailable(why, f"no answer from Kafka within {start_s:.0f} s")
+        outlet, kafka = wiring.events.outlet, wiring.config.kafka
+        ends_s = wiring.clock.monotonic() + kafka.start_s
+        while not await wait_event(outlet.described, LOOK_S):
+            self._progress(self)
+            if wiring.clock.monotonic() >= ends_s:
+                why = outlet.problem or "unreachable"
+                detail = f"the topic {kafka.topic} could not be reached within {kafka.start_s:g} s"
+                raise SinkUnavailable(why, detail)
         if wiring.config.kafka.timestamp == "event" and isinstance(outlet.topic, Topic):
             self.retention_s = outlet.topic.retention_s
         if self.window is not None and self.retention_s is not None:
