@@ -62,7 +62,7 @@ def interrupted(agent: Agent, *arguments: object, by: signal.Signals, after_byte
         deadline_s = time.monotonic() + WITHIN_S
         while settled_bytes(agent) < after_bytes and running.poll() is None:
             assert time.monotonic() < deadline_s, "nothing was settled"
-            time.sleep(0.02)
+            time.sleep(0.1)
         running.send_signal(by)
         out, err = running.communicate(timeout=WITHIN_S)
     return Ended(running.returncode, out, err)

@@ -14,6 +14,8 @@ from agent.demo.broker import EmbeddedKafka
 from tests.backfilling import backfill, ids, interrupted, summary
 from tests.running import NOWHERE, Agent, append, event_id, feedback, mock_topics, records
 
+LONG = pytest.mark.long
+
 
 @pytest.fixture
 def agent(embedded_one: EmbeddedKafka, tmp_path: Path) -> Iterator[Agent]:
@@ -73,6 +75,7 @@ def test_a_directory_is_sent_once_compressed_files_and_bad_lines_too(
     assert {event_id(n): 1 for n in range(3001)} == sent(agent)
 
 
+@pytest.mark.long
 def test_forced_it_sends_all_again_with_the_same_ids(agent: Agent, archive: Path) -> None:
     append(archive / "checkout/a.jsonl", [nameless(n) for n in range(300)])
     append(archive / "checkout/b.jsonl", [nameless(n) for n in range(300)])
@@ -84,6 +87,7 @@ def test_forced_it_sends_all_again_with_the_same_ids(agent: Agent, archive: Path
     assert 600 == len(sent(agent))
 
 
+@pytest.mark.long
 def test_what_another_backfill_sent_is_not_sent_again(
     agent: Agent, embedded_one: EmbeddedKafka, archive: Path
 ) -> None:
@@ -131,7 +135,7 @@ def test_the_rest_of_a_file_that_the_agent_had_goes_with_the_ids_it_would_have_g
     assert {2} == set(sent(agent).values())
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.1", "a.jsonl.1.gz"])
+@pytest.mark.parametrize("name", [pytest.param("a.jsonl.1", marks=LONG), "a.jsonl.1.gz"])
 def test_a_copy_of_what_the_agent_had_has_its_ids(agent: Agent, archive: Path, name: str) -> None:
     """Also while the agent runs: its checkpoints are locked, and read all the same."""
     path, copy = agent.root / "checkout/a.jsonl", archive / "checkout" / name
@@ -172,6 +176,7 @@ def test_what_a_running_agent_follows_is_refused_and_the_rest_is_not(
         assert 0 == agent.stop()
 
 
+@pytest.mark.long
 def test_what_the_agent_passed_over_at_its_start_is_sent(
     embedded_one: EmbeddedKafka, tmp_path: Path
 ) -> None:
@@ -222,12 +227,14 @@ def test_a_dry_run_counts_what_a_run_does_and_leaves_nothing(agent: Agent, archi
     assert 0 == summary(agent, *paths, "--dry-run")["counts"]["sent"], "it knows what was sent"
 
 
+@pytest.mark.long
 def test_a_dry_run_needs_no_broker(tmp_path: Path, archive: Path) -> None:
     append(archive / "checkout/a.jsonl", [feedback(1)])
     with Agent(tmp_path, NOWHERE) as agent:
         assert 1 == summary(agent, archive, "--root", archive, "--dry-run")["counts"]["sent"]
 
 
+@pytest.mark.long
 def test_without_kafka_it_says_so_and_goes_on_later(tmp_path: Path, archive: Path) -> None:
     append(archive / "checkout/a.jsonl", [feedback(1)])
     with Agent(tmp_path, NOWHERE, kafka={"start_s": 0.5}) as agent:
@@ -253,6 +260,7 @@ def test_what_cannot_be_sent_is_named_and_the_exit_code_is_1(agent: Agent, archi
     assert {event_id(1): 1} == sent(agent)
 
 
+@pytest.mark.long
 def test_a_copy_beside_its_original_is_not_sent(agent: Agent, archive: Path) -> None:
     """It is compared once it has rested; its lines are the original's."""
     lines = [nameless(n) for n in range(100)]
@@ -265,7 +273,10 @@ def test_a_copy_beside_its_original_is_not_sent(agent: Agent, archive: Path) -> 
     assert {1} == set(sent(agent).values())
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "by",
+    [signal.SIGINT, *(pytest.param(by, marks=LONG) for by in (signal.SIGTERM, signal.SIGKILL))],
+)
 def test_a_signal_ends_it_and_the_same_command_goes_on(
     agent: Agent, archive: Path, by: signal.Signals
 ) -> None:

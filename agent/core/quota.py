@@ -8,6 +8,10 @@ BUCKETS_KEPT = 1024
 """Full buckets that may be remembered; they are as good as none."""
 
 
+TOGETHER_BURST_S = 0.1
+"""How many seconds' worth all clients together may have at once; one read overshoots anyway."""
+
+
 class InFlight:
     """What was read and is not safe yet, against its bounds.
 
@@ -142,7 +146,7 @@ class ClientLimits:
         self._dead_letters = allowances(dead_letters_per_s, 1.0)
         self._events = allowances(quota.events_per_s, quota.burst_s)
         self._bytes = allowances(quota.bytes_per_s, quota.burst_s)
-        self._together = Bucket(together_per_s, together_per_s or 0.0, clock)
+        self._together = Bucket(together_per_s, (together_per_s or 0.0) * TOGETHER_BURST_S, clock)
         self._all = {
             "flood": self._dead_letters,
             "events_per_s": self._events,

@@ -71,11 +71,14 @@ class Backfill:
         """Send all of it. Raises ``AgentError``."""
         selection = self._select()
         self._look_out(selection)
+        before = jobs.read(self._place)
         job = jobs.begin(
             self._place, self._asked, again=self._again, node=self._config.node, clock=self._clock
         )
         if job.lives > 1:
-            self._of.print(cell(f"going on with what was begun in {self._place}"))
+            done = before is not None and before.done_s is not None
+            said = "all was sent before: only what is new goes" if done else "going on"
+            self._of.print(cell(f"{said} ({self._place})"))
         summary = self._run(self._place, selection, again=job.again, dry=False)
         if summary.complete:
             jobs.end(self._place, job, self._clock)
