@@ -33,7 +33,7 @@ Examples:
   feedback-agent status --watch
   feedback-agent validate events.jsonl
   feedback-agent audit verify
-  feedback-agent backfill /var/lib/feedback-archive --root /var/lib/feedback-archive --dry-run
+  feedback-agent backfill /mnt/archive --root /mnt/archive --dry-run
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
 
 \b

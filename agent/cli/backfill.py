@@ -82,8 +82,8 @@ def backfill(
     Examples:
       feedback-agent backfill /var/lib/feedback/checkout/old.jsonl.gz --dry-run
       feedback-agent backfill /mnt/archive --root /mnt/archive --rate 5000
-      feedback-agent backfill lost.jsonl --client checkout --since 2026-01-31 --until 2026-02-01
-      feedback-agent backfill /mnt/archive --root /mnt/archive --topic feedback-again --json
+      feedback-agent backfill lost.jsonl --client checkout --since 2026-01-31
+      feedback-agent backfill /mnt/archive --root /mnt/archive --topic again --json
     """
     loaded = load(config_path)
     from agent import assembly

@@ -23,12 +23,13 @@ QUIET = frozenset({"symlink", "not_regular", "gone", "old"})
 """Skipped as the agent would: nobody's problem."""
 
 IDS: dict[Kind, str] = {
-    "same_file": "the very file the agent had: the ids that it gave",
-    "copy": "a copy of a file the agent had: the ids that it gave",
-    "changed": "the agent had this file with other content: ids of a new generation",
-    "unknown_to_agent": "unknown to the agent: ids of their own",
+    "same_file": "the agent or a backfill had it: a line has the id that it got then",
+    "copy": "a copy of what the agent or a backfill had: a line has the id that it got then",
+    "changed": "known with other content: a line without event_id gets one of a new generation",
+    "unknown_to_agent": "unknown to the agent: a line without event_id gets one made of this file",
     "nobody_knows": "the agent's checkpoints cannot be read: it may have given other ids",
 }
+NOT_READ = "not read to its end"
 
 
 class Summary(Struct, frozen=True, kw_only=True):
@@ -132,7 +133,7 @@ def left_of(errand: Errand, shown: Callable[[str], str]) -> list[Left]:
         if seen.path in refused:
             left.append(Left(shown(seen.path), refused[seen.path]))
         elif share < 1.0 and seen.key not in standing.copies:
-            why = "its last line has no end" if errand.finished and share else "not read to its end"
+            why = "its last line has no end" if errand.finished and share else NOT_READ
             left.append(Left(shown(seen.path), why))
     return left
 
@@ -162,32 +163,41 @@ def told(summary: Summary, of: Console) -> None:
             rows.add_row(name, value)
     of.print(rows)
     for kind, files in summary.ids.items():
-        of.print(cell(f"{files:,} files: {IDS[kind]}"))
+        of.print(cell(f"{_files(files)}: {IDS[kind]}"))
     if summary.copies:
-        of.print(cell(f"{summary.copies:,} files: copies, whose lines their originals have"))
+        of.print(cell(f"{_files(summary.copies)}: copies, whose lines their originals have"))
     if summary.expired:
-        of.print(
-            cell(f"{summary.expired:,} events: {expired(summary.retention_s)}", STYLES["warn"])
-        )
-    for left in summary.left[:NAMED_MAX]:
+        late = f"{summary.expired:,} events: {expired(summary.retention_s)}"
+        of.print(cell(late, STYLES["warn"]))
+    wrong = [one for one in summary.left if one.why != NOT_READ or not summary.interrupted]
+    for left in wrong[:NAMED_MAX]:
         of.print(cell(f"left: {left.path}: {left.why}", STYLES["fail"]))
-    if summary.left_files > NAMED_MAX:
-        of.print(cell(f"left: {summary.left_files - NAMED_MAX:,} more files", STYLES["fail"]))
+    if len(wrong) > NAMED_MAX:
+        of.print(cell(f"left: {_files(len(wrong) - NAMED_MAX)} more", STYLES["fail"]))
     of.print(cell(*verdict(summary)))
 
 
 def verdict(summary: Summary) -> tuple[str, str]:
     """Say in one line what came of it and what to do, and in which style."""
-    if summary.complete:
-        said = "nothing was sent: a dry run" if summary.dry_run else "all of it is in Kafka"
-        return said, STYLES["ok"]
     again = "the same command goes on from here"
-    if summary.interrupted:
-        return f"stopped before the end; {again}", STYLES["warn"]
-    if summary.put_by:
+    if summary.dry_run:
+        why = f"; {_files(summary.left_files)} would be left" if summary.left_files else ""
+        found = f"a dry run: nothing was sent{why}", STYLES["warn" if why else "ok"]
+    elif summary.complete:
+        found = "all of it is in Kafka", STYLES["ok"]
+    elif summary.interrupted:
+        why = f"stopped before the end, {_files(summary.left_files)} left"
+        found = f"{why}; {again}", STYLES["warn"]
+    elif summary.put_by:
         why = f"{summary.put_by:,} dead letters wait in {summary.state} for their topic"
-        return f"{why}; {again}", STYLES["warn"]
-    return f"not all of it is in Kafka; {again}", STYLES["fail"]
+        found = f"{why}; {again}", STYLES["warn"]
+    else:
+        found = f"not all of it is in Kafka; once that is mended, {again}", STYLES["fail"]
+    return found
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'' if count == 1 else 's'}"
 
 
 def expired(retention_s: float | None) -> str:
