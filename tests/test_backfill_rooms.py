@@ -19,6 +19,7 @@ from agent.errors import ConfigError, StateOwned, StoreError
 from agent.harvester import first_generation, starting_at
 from agent.opener import Descriptor
 from agent.operator.backfill import job as jobs
+from agent.operator.backfill import origins
 from agent.operator.backfill.job import Asked
 from agent.operator.backfill.origins import Known, Origins, checkpoints, running
 from agent.operator.backfill.selection import Selection, Wanted, select
@@ -196,12 +197,12 @@ def row_of(path: Path, watermark: int = len(LINES), **more: object) -> Checkpoin
 
 
 def judged(path: Path, known: Known) -> tuple[Checkpoint, str]:
-    origins = Origins(known, client=None, clock=SystemClock())  # births are of the real one
+    made = Origins(known, client=None, clock=SystemClock())  # births are of the real one
     with Descriptor(os.open(path, os.O_RDONLY)) as file:
         status = path.stat()
         seen = Seen(path.name, "checkout", status.st_ino, status.st_dev, status.st_size, 0)
-        row = origins.of(file, seen)
-    return row, origins.kinds[seen.key]
+        row = made.of(file, seen)
+    return row, made.kinds[seen.key]
 
 
 def known(rows: Iterable[Checkpoint], sent: Iterable[Checkpoint] = ()) -> Known:
@@ -215,8 +216,8 @@ def test_the_very_file_begins_behind_what_was_sent(tmp_path: Path) -> None:
 
     assert (2000, 3) == _begins(*judged(path, known([row], [row])), "same_file")
     assert (0, 3) == _begins(*judged(path, known([row])), "same_file")
-    less = row_of(path, 500, generation=3)
-    assert (500, 3) == _begins(*judged(path, known([row], [less])), "same_file")
+    less, more = (row_of(path, offset, generation=3) for offset in (500, 900))
+    assert (900, 3) == _begins(*judged(path, known([row], [less, more])), "same_file")
 
 
 def _begins(row: Checkpoint, kind: str, expected: str) -> tuple[int, int]:
@@ -290,6 +291,23 @@ def test_checkpoints_are_read_while_their_owner_writes_them(tmp_path: Path) -> N
         store.close()
     assert not running(state)
     assert 20 == len(checkpoints(state) or [])
+
+
+def test_a_copy_counts_only_where_the_log_was_not_written_back_meanwhile(tmp_path: Path) -> None:
+    """A database of before and a log of after make rows that never were. A longer log is no matter:
+    what is half written at its end does not count."""
+    rows, path = [row_of(put(tmp_path / "x"))], tmp_path / "state/checkpoints.db"
+    store = Store.open(path.parent, "n")
+    store.save(rows)
+    before = origins._stamp(path)
+    store.save(rows)
+    assert before == origins._stamp(path)
+
+    store._database.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert before != origins._stamp(path)
+    store.save(rows)
+    assert before != origins._stamp(path)
+    store.close()
 
 
 def test_a_database_that_is_none_gives_no_checkpoints(tmp_path: Path) -> None:

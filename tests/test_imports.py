@@ -20,6 +20,7 @@ main()
 """
 OPTIONAL = {
     "agent.demo",
+    "agent.operator.backfill",
     "agent.operator.doctor",
     "agent.operator.status",
     "agent.operator.validate",
