@@ -30,6 +30,7 @@ from agent.core.record import RecordPolicy
 from agent.core.redact import Redaction
 from agent.core.schemas import Schemas
 from agent.core.seam import TAIL_SHARE
+from agent.core.tracing import Span, Tracer
 from agent.credentials import Credentials
 from agent.deletion import Deletion, Remove
 from agent.kafka import KafkaSink
@@ -226,6 +227,20 @@ class Parts:
         config = self.config
         return ClientLimits(config.quota.client, config.dlq.lines_per_s_max, self.clock.monotonic)
 
+    def tracer(self, ended: Callable[[Span], None]) -> Tracer | None:
+        """Make what draws which chunks are traced, where any are to be."""
+        share = self.config.otlp.traces_sampled
+        if share == 0:
+            return None
+        return Tracer(
+            share,
+            self.config.kafka.client_id,
+            clock=self.clock.monotonic,
+            draw=random.random,
+            bits=random.getrandbits,
+            ended=ended,
+        )
+
     def chunker(
         self, events: Callable[[], Topic | None], dead_letters: Callable[[], Topic | None]
     ) -> Chunker:
@@ -244,8 +259,8 @@ class Parts:
         )
         chunker = Chunker(
             policy,
-            self._stream(events),
-            self._stream(dead_letters),
+            self._stream(events, config.kafka.topic),
+            self._stream(dead_letters, config.dlq.topic),
             clock=self.clock,
             metrics=self.metrics,
         )
@@ -253,9 +268,13 @@ class Parts:
         chunker.decode_by(self.rules.schemas.value)
         return chunker
 
-    def _stream(self, topic: Callable[[], Topic | None]) -> Stream:
+    def _stream(self, topic: Callable[[], Topic | None], name: str) -> Stream:
         builders = partial(
-            Builders, codec=self.codec, pace=self.pace, bytes_max=self.config.batch.bytes_max
+            Builders,
+            codec=self.codec,
+            pace=self.pace,
+            bytes_max=self.config.batch.bytes_max,
+            destination=name,
         )
         return Stream(
             builders(topic, partitioner=self.config.kafka.partitioner),

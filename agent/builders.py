@@ -12,6 +12,7 @@ from agent import wire
 from agent.core.batch import Batch, Pace
 from agent.core.ledger import Chunk
 from agent.core.partition import crc32_partition, murmur2_partition
+from agent.core.tracing import ChunkSpan
 from agent.wire import PlainRecord
 
 UNPARTITIONED = -1
@@ -45,6 +46,8 @@ class Builders:
     """Fill batches. A record goes to its key's partition, or where the next sticky batch goes, or
     to none yet (partitioner ``none``); a batch that is full, or has waited for its window, is
     sealed.
+
+    ``destination`` is the name of their topic, for traces.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Builders:
         *,
         bytes_max: int,
         partitioner: str,
+        destination: str = "",
     ) -> None:
         self.sealed: list[Batch] = []
         self._topic = topic
@@ -65,10 +69,13 @@ class Builders:
         self._partitioned = partitioner != "none"
         self._open: dict[int, wire.Builder] = {}  # by partition, _ONLY for the only one
         self._sticky_turn = 0
+        self._destination = destination
+        self._span: ChunkSpan | None = None  # of the chunk that is being filled in
         self.partitions = 1
 
-    def begin(self) -> None:
-        """Take over what is known of the topic by now; once a chunk."""
+    def begin(self, span: ChunkSpan | None = None) -> None:
+        """Take over what is known of the topic by now; once a chunk, which may be traced."""
+        self._span = span
         topic = self._topic()
         if topic is not None:
             self.partitions = topic.partitions
@@ -91,6 +98,8 @@ class Builders:
             fits = builder.extend(records[taken : taken + room])
             if builder.count > before:
                 builder.hold(chunk)
+                if self._span is not None and builder.span is not None:
+                    builder.span.link(self._span)
             taken += builder.count - before
             if not fits or builder.count >= self._pace.records_max:
                 self._pace.sealed(builder.count, full=True)
@@ -145,7 +154,8 @@ class Builders:
             partition = self._sticky_turn % self.partitions
         topic = self._topic()
         limit = topic.message_bytes_max - wire.HEADER_BYTES if topic else self._bytes_max
-        builder = wire.Builder(partition, min(self._bytes_max, limit), now_s)
+        span = None if self._span is None else self._span.opened(self._destination)
+        builder = wire.Builder(partition, min(self._bytes_max, limit), now_s, span)
         self._open[at] = builder
         return builder
 
@@ -188,8 +198,9 @@ class Stream:
     def direct(self) -> bool:
         return self.lines is self.kafka
 
-    def begin(self) -> None:
-        self.kafka.begin()
+    def begin(self, span: ChunkSpan | None = None) -> None:
+        self.kafka.begin(span)
+        self.tail.begin(span)
 
     def seal_due(self, now_s: float) -> None:
         self.kafka.seal_due(now_s)

@@ -32,6 +32,7 @@ from agent.core.policy import SchemaPolicy
 from agent.core.record import Origin, Recorder, RecordPolicy
 from agent.core.redact import Redaction, Redactor
 from agent.core.schemas import Schemas
+from agent.core.tracing import ChunkSpan, Tracer
 from agent.core.window import Window
 from agent.rejects import OVERSIZE, Bad, Rejects, Source
 from agent.telemetry import Metrics
@@ -85,6 +86,7 @@ class Chunker:
         )
         self._clock = clock
         self._metrics = metrics
+        self._tracer: Tracer | None = None
         self._decoder = Decoder(policy.schema)
         self._recorders: dict[tuple[str, int, str], Recorder] = {}
         self.window: Window | None = None
@@ -93,6 +95,7 @@ class Chunker:
     def redact(self, redaction: Redaction | None) -> None:
         """Redact by this from the next chunk on; None: nothing."""
         self._redactor = None if redaction is None else Redactor(redaction)
+        self._metrics.name_rules(rule.kind for rule in (redaction.custom if redaction else ()))
         hash_key = (redaction and redaction.hash_key) or b""
         record = replace(self._policy.record, hash_key=hash_key)
         self._policy = self._policy._replace(record=record)
@@ -103,13 +106,25 @@ class Chunker:
         """Take custom types from these, from the next chunk on; None: there are none."""
         self._decoder = Decoder(self._policy.schema, schemas)
 
-    def fill(self, source: Source, piece: Piece) -> Chunk:
+    def trace(self, tracer: Tracer | None) -> None:
+        """Let ``tracer`` draw which chunks are traced; None: none are. Before the first one."""
+        self._tracer = tracer
+
+    def traced(self) -> ChunkSpan | None:
+        """Draw whether the next chunk is traced; its span begins with reading it."""
+        return None if self._tracer is None else self._tracer.chunk()
+
+    def fill(self, source: Source, piece: Piece, span: ChunkSpan | None = None) -> Chunk:
         """Turn each line of ``piece`` into a record in an open batch; return what was read."""
+        if span is not None:
+            span.lap("read")
+            base = source.base
+            span.of_file(base.source_id, base.generation, base.client, base.path)
         now_s, wall_s = self._clock.monotonic(), self._clock.wall()
         now_ms, now_text = int(wall_s * 1000), _rfc3339(wall_s)
         chunk, recorder = source.chunk(piece), self._recorder(source.base)
-        self.events.begin()
-        self.dead_letters.begin()
+        self.events.begin(span)
+        self.dead_letters.begin(span)
         tally: Counter[str] = Counter()
         if piece.skipped_to > piece.start:
             self.rejects.skipped(source, chunk, recorder, piece, tally)
@@ -119,7 +134,7 @@ class Chunker:
         for first in range(0, len(lines), STRIDE):
             stride = lines[first : first + STRIDE]
             records: list[PlainRecord] = []
-            for at, decoded in enumerate(self._decode(stride, wall_s), first):
+            for at, decoded in enumerate(self._decode(stride, wall_s, span), first):
                 line, end = lines[at], start + len(piece.lines[at]) + 1
                 if isinstance(decoded, Rejection):
                     if line.strip():
@@ -136,7 +151,11 @@ class Chunker:
                     records.append((at_ms, *record(decoded, line, start, end, now_text)))
                 start = end
             self.events.lines.add(chunk, records, now_s)
+            if span is not None:
+                span.lap("encode")
         self._count(chunk, tally, recorder)
+        if span is not None:
+            span.filled(chunk.start, chunk.end, chunk.lines, chunk.rejected)
         return chunk
 
     def refill(self, stream: Stream, rows: Sequence[tuple[Row, Batch | None]]) -> None:
@@ -147,15 +166,23 @@ class Chunker:
         partitions by now.
         """
         now_s, now_ms = self._clock.monotonic(), int(self._clock.wall() * 1000)
-        stream.begin()
+        span = self.traced()
+        if span is not None:
+            span.of_spool()
+        stream.begin(span)
         records = [
             (row, r) for row, batch in rows if batch is not None for r in wire.records(batch)
         ]
         if any(batch is not None and batch.partition != UNPARTITIONED for _, batch in rows):
             records = wire.in_file_order(records)
+        if span is not None:
+            span.lap("decode")
         for row, record in records:
             at_ms = record.timestamp_ms if self._policy.event_time else now_ms
             stream.kafka.add(row, [(at_ms, record.key, record.value, record.headers)], now_s)
+        if span is not None:
+            span.lap("encode")
+            span.filled(rows[0][0].start, rows[-1][0].end, len(records))
 
     def seal_due(self) -> Sealed:
         """Return what is full, or has waited long enough, since the last call."""
@@ -202,15 +229,21 @@ class Chunker:
             return left
         return lines
 
-    def _decode(self, lines: list[bytes], wall_s: float) -> list[Event | Decoded | Rejection]:
+    def _decode(
+        self, lines: list[bytes], wall_s: float, span: ChunkSpan | None
+    ) -> list[Event | Decoded | Rejection]:
         """Decode and redact."""
         found: list[Event | Decoded | Rejection] = [*self._decoder.decode_all(lines, wall_s)]
         if max(map(len, lines), default=0) > self._policy.line_bytes_max:
             for at, line in enumerate(lines):
                 if len(line) > self._policy.line_bytes_max:
                     found[at] = OVERSIZE
+        if span is not None:
+            span.lap("decode")
         if self._redactor is not None:
             self._redactor.events(found)
+            if span is not None:
+                span.lap("redact")
         return found
 
     def _recorder(self, of: Checkpoint) -> Recorder:
@@ -247,7 +280,7 @@ class Chunker:
         recorder.overwritten = 0
         if self._redactor is not None and self._redactor.counts:
             for kind, count in self._redactor.counts.items():
-                metrics.redactions.labels(kind).inc(count)
+                metrics.redacted(kind, count)
             self._redactor.counts.clear()
             metrics.events_cut.inc(self._redactor.events_cut)
             self._redactor.events_cut = 0

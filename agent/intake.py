@@ -75,11 +75,12 @@ class Worker:
         followed = sources.next() if orders.read else None
         if followed is not None and followed.harvester is not None:
             harvester = followed.harvester
+            span = chunker.traced()
             piece = sources.read(followed)
             if isinstance(piece, Truncated):
                 sources.truncated(followed)
             elif piece is not None:
-                chunk = chunker.fill(harvester, piece)
+                chunk = chunker.fill(harvester, piece, span)
                 sources.clients.read(harvester.base.client, chunk.lines)
             made = (0, 0) if chunk is None else (chunk.rejected, chunk.lines)
             sources.turns.charge(followed, harvester.read_bytes, *made)

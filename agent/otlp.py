@@ -1,22 +1,24 @@
-"""Sends metrics and log lines to a collector by OTLP, in a thread of its own.
+"""Sends metrics, spans and log lines to a collector by OTLP, in a thread of its own.
 
 A collector is nothing that lines may wait for. Each call has an end; nothing is tried again before
-its next turn; metrics are cumulative, so a lost export costs a point and no count; log lines wait
-in a short queue, and beyond it they are dropped, counted. What goes wrong is said once.
+its next turn; metrics are cumulative, so a lost export costs a point and no count; log lines and
+spans wait in a short queue each, and beyond it they are dropped, counted. What goes wrong is said
+once.
 """
 
 import logging
 import random
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from agent import otlp_messages as messages
 from agent.clock import Clock
+from agent.core.tracing import Span
 from agent.otlp_collector import Collector, Failure, Message, Signal
 from agent.telemetry import Metrics, event
 
@@ -26,13 +28,16 @@ TIMEOUT_S = 5.0
 """Of one call, at most."""
 CLOSE_S = 2.0
 """What the last export may take, all in all, once the agent has stopped."""
-LOGS_S = 1.0
-"""Between two exports of log lines, while they are taken."""
+WAITING_S = 1.0
+"""Between two exports of log lines, and of spans, while they are taken."""
 LINES_MAX = 1000
-"""That wait, at most."""
-LINES_A_CALL = 200
+SPANS_MAX = 1000
+"""That wait, at most: of spans, what 10 s may bring."""
+ITEMS_A_CALL = 200
 OWN = ("agent.otlp", "grpc", "opentelemetry")
 """Who speaks of exports is not exported: each line would be one more to send."""
+
+T = TypeVar("T")
 
 
 class Wanted(Protocol):
@@ -43,7 +48,36 @@ class Wanted(Protocol):
     @property
     def export_s(self) -> float: ...
     @property
+    def traces_sampled(self) -> float: ...
+    @property
     def logs(self) -> bool: ...
+
+
+class Waiting(Generic[T]):
+    """What is to be sent, oldest first; put in by any thread, taken by one."""
+
+    def __init__(
+        self, items_max: int, request: Callable[[list[T]], Message], dropped: Counter
+    ) -> None:
+        self.request = request
+        self.dropped = dropped
+        self._items_max = items_max
+        self._items: deque[T] = deque()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        if len(self._items) >= self._items_max:
+            self.dropped.inc()
+        else:
+            self._items.append(item)
+
+    def take(self) -> list[T]:
+        return [self._items.popleft() for _ in range(min(ITEMS_A_CALL, len(self._items)))]
+
+    def put_back(self, items: list[T]) -> None:
+        self._items.extendleft(reversed(items))
 
 
 class Exporter:
@@ -52,6 +86,7 @@ class Exporter:
     Args:
         node: Who says all this.
         registry: Read as a whole at each export: nothing is counted twice.
+        shown: Says what may be shown of the name of a client or a file.
     """
 
     def __init__(
@@ -60,6 +95,7 @@ class Exporter:
         node: str,
         registry: CollectorRegistry,
         *,
+        shown: Callable[[str], str] = str,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -71,7 +107,16 @@ class Exporter:
         self._clock = clock
         self._metrics = metrics
         self._begun_ns = self._now_ns()
-        self._lines: deque[messages.Line] = deque()
+        self._lines: Waiting[messages.Line] = Waiting(
+            LINES_MAX,
+            lambda lines: messages.of_logs(self._resource, lines),
+            metrics.otlp_logs_dropped,
+        )
+        self._spans: Waiting[messages.Ended] = Waiting(
+            SPANS_MAX,
+            lambda spans: messages.of_spans(self._resource, spans, shown),
+            metrics.otlp_spans_dropped,
+        )
         self._failing: dict[Signal, str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="otlp", daemon=True)
@@ -92,35 +137,49 @@ class Exporter:
 
     def take(self, record: logging.LogRecord, entry: Mapping[str, object]) -> None:
         """Take a line that was logged, in any thread. Never waits."""
-        if record.name.startswith(OWN):
-            return
-        if len(self._lines) >= LINES_MAX:
-            self._metrics.otlp_logs_dropped.inc()
-            return
-        self._lines.append(messages.Line(int(record.created * 1e9), record.levelno, entry))
+        if not record.name.startswith(OWN):
+            self._lines.put(messages.Line(int(record.created * 1e9), record.levelno, entry))
+
+    def take_span(self, span: Span) -> None:
+        """Take a span that ended, in any thread. Never waits."""
+        self._spans.put(messages.Ended(span, self._clock.wall() - self._clock.monotonic()))
 
     def _run(self) -> None:
         export_s = self._wanted.export_s
         timeout_s = min(TIMEOUT_S, export_s)
-        logs_every_s = min(LOGS_S, export_s) if self._wanted.logs else export_s
+        every_s = self._every_s()
         # Nodes that start together export spread in time.
-        metrics_s = logs_s = self._clock.monotonic() + random.uniform(0, export_s)  # noqa: S311
-        while not self._stopping.wait(max(0.0, min(metrics_s, logs_s) - self._clock.monotonic())):
-            if (now_s := self._clock.monotonic()) >= metrics_s:
-                metrics_s = now_s + export_s
-                self._export("metrics", timeout_s)
-            if (now_s := self._clock.monotonic()) >= logs_s:
-                well = self._export("logs", timeout_s)
-                logs_s = now_s + (logs_every_s if well else export_s)
+        first_s = self._clock.monotonic() + random.uniform(0, export_s)  # noqa: S311
+        due_s = dict.fromkeys(every_s, first_s)
+        while not self._stopping.wait(max(0.0, min(due_s.values()) - self._clock.monotonic())):
+            for signal, usual_s in every_s.items():
+                if (now_s := self._clock.monotonic()) >= due_s[signal]:
+                    well = self._export(signal, timeout_s)
+                    due_s[signal] = now_s + (usual_s if well else export_s)
         if not self._failing:
-            self._export("metrics", CLOSE_S / 2)
-            self._export("logs", CLOSE_S / 2)
+            for signal in every_s:
+                self._export(signal, CLOSE_S / len(every_s))
+
+    def _every_s(self) -> dict[Signal, float]:
+        """Return which signals are wanted, and how often each is exported while all is well."""
+        export_s = self._wanted.export_s
+        every_s: dict[Signal, float] = {"metrics": export_s}
+        if self._wanted.logs:
+            every_s["logs"] = min(WAITING_S, export_s)
+        if self._wanted.traces_sampled:
+            every_s["traces"] = min(WAITING_S, export_s)
+        return every_s
 
     def _export(self, signal: Signal, timeout_s: float) -> bool:
         """Send what there is. Return whether that went well."""
-        export = self._export_metrics if signal == "metrics" else self._export_logs
         try:
-            return export(timeout_s)
+            match signal:
+                case "metrics":
+                    return self._export_metrics(timeout_s)
+                case "logs":
+                    return self._export_waiting(signal, self._lines, timeout_s)
+                case "traces":
+                    return self._export_waiting(signal, self._spans, timeout_s)
         except Exception:  # a bug here must cost a point, not all that would have come after it
             self._metrics.otlp_failures.labels(signal).inc()
             log.exception("otlp.broken", extra={"fields": {"signal": signal}})
@@ -131,16 +190,19 @@ class Exporter:
         request = messages.of_metrics(self._resource, self._registry, self._begun_ns, now_ns)
         return self._call("metrics", request, timeout_s) is None
 
-    def _export_logs(self, timeout_s: float) -> bool:
-        while self._lines:
-            lines = [self._lines.popleft() for _ in range(min(LINES_A_CALL, len(self._lines)))]
-            failure = self._call("logs", messages.of_logs(self._resource, lines), timeout_s)
+    def _export_waiting(self, signal: Signal, waiting: Waiting[T], timeout_s: float) -> bool:
+        while waiting:
+            items = waiting.take()
+            failure = self._call(signal, waiting.request(items), timeout_s)
             if failure is None:
                 continue
+            if failure.rejected is not None:  # it took the others, and what follows
+                waiting.dropped.inc(failure.rejected)
+                continue
             if failure.lasting:
-                self._metrics.otlp_logs_dropped.inc(len(lines))
+                waiting.dropped.inc(len(items))
             else:
-                self._lines.extendleft(reversed(lines))
+                waiting.put_back(items)
             return False
         return True
 

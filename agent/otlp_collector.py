@@ -11,12 +11,19 @@ from urllib.parse import urlsplit
 
 from agent.errors import ConfigError
 
-Signal = Literal["metrics", "logs"]
+Signal = Literal["metrics", "logs", "traces"]
 
 PORT = 4317
 _METHODS: dict[Signal, str] = {
     "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     "logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+    "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+}
+PARTIAL = "partial_success"
+_REJECTED: dict[Signal, str] = {
+    "metrics": "rejected_data_points",
+    "logs": "rejected_log_records",
+    "traces": "rejected_spans",
 }
 _RECONNECT_MS_MAX = 30_000
 _LASTING = frozenset({
@@ -32,11 +39,15 @@ class Message(Protocol):
 
 
 class Failure(NamedTuple):
-    """``reason`` is gRPC's word for it. One that lasts is not worth another try."""
+    """``reason`` is gRPC's word for it, or ``PARTIAL``. One that lasts is not worth another try.
+
+    ``rejected`` says how much of a call was not taken, where the rest was.
+    """
 
     reason: str
     detail: str
     lasting: bool
+    rejected: int | None = None
 
 
 def require() -> None:
@@ -73,25 +84,44 @@ class Collector:
             self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), **settings)
         else:
             self._channel = grpc.insecure_channel(target, **settings)
+        answers = _answers()
         self._calls = {
             signal: self._channel.unary_unary(
-                method, request_serializer=lambda message: message.SerializeToString()
+                method,
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=answers[signal].FromString,
             )
             for signal, method in _METHODS.items()
         }
 
     def export(self, signal: Signal, request: Message, timeout_s: float) -> Failure | None:
-        """Send ``request``, within ``timeout_s``. What it did not take in part is its business."""
+        """Send ``request``, within ``timeout_s``. What is not taken of it must not go again."""
         if self._closed:
             return Failure("closed", "", lasting=True)
         try:
-            self._calls[signal](request, timeout=timeout_s)
+            answer = self._calls[signal](request, timeout=timeout_s)
         except self._error as error:
             reason = error.code().name.lower()
             return Failure(reason, error.details() or "", reason in _LASTING)
-        return None
+        part = answer.partial_success
+        rejected = getattr(part, _REJECTED[signal])
+        if not rejected:  # with a message alone it is a warning
+            return None
+        return Failure(PARTIAL, part.error_message, lasting=True, rejected=rejected)
 
     def close(self) -> None:
         """Let go of the connection; a call that is under way fails."""
         self._closed = True
         self._channel.close()
+
+
+def _answers() -> dict[Signal, Any]:
+    from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs
+    from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as traces
+
+    return {
+        "metrics": metrics.ExportMetricsServiceResponse,
+        "logs": logs.ExportLogsServiceResponse,
+        "traces": traces.ExportTraceServiceResponse,
+    }

@@ -1,4 +1,5 @@
-"""What goes into an export: metrics as the registry has them, and log lines as they were written.
+"""What goes into an export: metrics as the registry has them, log lines as they were written, and
+spans as they ended.
 
 Names, labels and values are those of ``/metrics``, so a query holds for both. Source of the rules:
 OTLP 1.x, https://opentelemetry.io/docs/specs/otel/metrics/data-model.
@@ -6,13 +7,15 @@ OTLP 1.x, https://opentelemetry.io/docs/specs/otel/metrics/data-model.
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import (
     AnyValue,
     ArrayValue,
@@ -33,17 +36,25 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     Sum,
 )
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Status
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
 from agent import __version__
+from agent.core.tracing import FOREIGN, BatchSpan, Span, Value
+from agent.logs import escaped
 
 SERVICE = "feedback-agent"
 SEVERITIES = {logging.DEBUG: 5, logging.INFO: 9, logging.WARNING: 13, logging.ERROR: 17}
 FATAL = 21
 _SCOPE = InstrumentationScope(name=SERVICE, version=__version__)
 _SCALARS = ((bool, "bool_value"), (int, "int_value"), (float, "double_value"))  # a bool is an int
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
+"""Of the conventions that the names of a span's attributes follow."""
+_RECORDED = 1
+"""The flag of W3C trace contexts that says so; all that are sent here are."""
 _UNITS = {"seconds": "s", "bytes": "By", "ratio": "1"}
 
 
@@ -53,6 +64,13 @@ class Line(NamedTuple):
     at_ns: int
     level: int
     entry: Mapping[str, object]
+
+
+class Ended(NamedTuple):
+    """A span, and by how much the epoch's seconds are more than those of its clock."""
+
+    span: Span
+    offset_s: float
 
 
 def resource(node: str) -> Resource:
@@ -82,6 +100,61 @@ def of_metrics(
 def of_logs(of: Resource, lines: Iterable[Line]) -> ExportLogsServiceRequest:
     scope = ScopeLogs(scope=_SCOPE, log_records=[_log_record(line) for line in lines])
     return ExportLogsServiceRequest(resource_logs=[ResourceLogs(resource=of, scope_logs=[scope])])
+
+
+def of_spans(
+    of: Resource, spans: Iterable[Ended], shown: Callable[[str], str] = str
+) -> ExportTraceServiceRequest:
+    """Return the spans; ``shown`` says what may be shown of names that others chose."""
+    scope = ScopeSpans(
+        scope=_SCOPE, spans=[_span(ended, shown) for ended in spans], schema_url=SCHEMA_URL
+    )
+    return ExportTraceServiceRequest(
+        resource_spans=[ResourceSpans(resource=of, scope_spans=[scope])]
+    )
+
+
+def _span(ended: Ended, shown: Callable[[str], str]) -> SpanMessage:
+    span, offset_s = ended
+
+    def epoch_ns(at_s: float) -> int:
+        return int((at_s + offset_s) * 1e9)
+
+    attributes: dict[str, Value] = {
+        key: escaped(shown(str(value))) if key in FOREIGN else value
+        for key, value in span.attributes.items()
+    }
+    kind = SpanMessage.SPAN_KIND_INTERNAL
+    if isinstance(span, BatchSpan):
+        kind = SpanMessage.SPAN_KIND_PRODUCER
+        created = datetime.fromtimestamp(span.began_s + offset_s, UTC)
+        attributes["feedback_agent.batch.created_at"] = created.isoformat(timespec="milliseconds")
+    error = None if span.error is None else Status(code=Status.STATUS_CODE_ERROR)
+    return SpanMessage(
+        trace_id=span.context.trace_id,
+        span_id=span.context.span_id,
+        flags=_RECORDED,
+        name=span.name,
+        kind=kind,
+        start_time_unix_nano=epoch_ns(span.began_s),
+        end_time_unix_nano=epoch_ns(span.ended_s),
+        attributes=_attributes(attributes),
+        events=[
+            SpanMessage.Event(
+                name=note.name,
+                time_unix_nano=epoch_ns(note.at_s),
+                attributes=_attributes(note.attributes),
+            )
+            for note in span.notes
+        ],
+        dropped_events_count=span.dropped_notes,
+        links=[
+            SpanMessage.Link(trace_id=one.trace_id, span_id=one.span_id, flags=_RECORDED)
+            for one in span.links
+        ],
+        dropped_links_count=span.dropped_links,
+        status=error,
+    )
 
 
 def _metric(family: Family, begun_ns: int, now_ns: int) -> Metric:

@@ -80,7 +80,7 @@ class Life:
 
     @contextlib.contextmanager
     def exporting(self) -> Iterator[None]:
-        """Export metrics, and log lines if wanted, where there is somebody to get them."""
+        """Export metrics, traces and log lines as wanted, where there is somebody to get them."""
         wanted, wiring = self._config.otlp, self._wiring
         if wanted.endpoint is None:
             yield
@@ -88,8 +88,14 @@ class Life:
         from agent.otlp import Exporter  # 15 MB that others need not pay
 
         exporter = Exporter(
-            wanted, self._config.node, wiring.registry, clock=self._clock, metrics=wiring.metrics
+            wanted,
+            self._config.node,
+            wiring.registry,
+            shown=wiring.parts.shown,
+            clock=self._clock,
+            metrics=wiring.metrics,
         )
+        wiring.worker.chunker.trace(wiring.parts.tracer(exporter.take_span))
         with exporter:
             logs.copy_to(exporter.take if wanted.logs else None)
             try:

@@ -24,7 +24,7 @@ OVERSIZE_SHOWN_BYTES = 64 << 10
 OVERSIZE = Rejection("oversize", "")
 UNTERMINATED = Rejection("unterminated", "the file is gone, and its last line has no end")
 
-KEPT = ("source", "event_type", "redaction", "cut")
+KEPT = ("source", "event_type", "redaction", "cut", wire.TRACEPARENT)
 """Headers of an event that its dead letter has too."""
 
 
@@ -110,6 +110,7 @@ class Rejects:
         Touches nothing that belongs to the worker.
         """
         assert batch.count == 1, "isolate first"
+        batch.end_span("refused", reason or "refused_too_large")
         (record,) = wire.records(batch)
         headers = dict(record.headers)
         now_ms = int(self._clock.wall() * 1000)  # its own time may be what is refused

@@ -274,6 +274,8 @@ class Outlet:
 
     async def _send(self, sink: Sink, batch: Batch) -> None:
         started_s, throttled_s = self._clock.monotonic(), sink.throttled_s
+        if batch.span is not None:
+            batch.span.sent(batch.partition)
         try:
             kafka_offset = await sink.send(batch)
         except RecordRefused as refused:
@@ -283,6 +285,8 @@ class Outlet:
         except SinkUnavailable as unavailable:
             if sink is self._sink:
                 self._doubted = True
+                if batch.span is not None:
+                    batch.span.failed(unavailable.reason)
                 self._say(unavailable.reason, str(unavailable))
                 self._carry_out(self.delivery.failed(batch, unavailable.reason))
         else:

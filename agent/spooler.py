@@ -275,6 +275,8 @@ class Spooler:
         self.stored_batches += len(held) + len(incoming)
         self._metrics.spooled.labels(self.outlet.name).inc(records)
         self._settle(chunks)
+        for batch in (*held, *incoming):
+            batch.end_span("spooled")
         self._count()
         self._changed()
 

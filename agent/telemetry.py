@@ -6,7 +6,7 @@ How a line looks and what a flood of them costs is up to ``agent.logs``.
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -60,7 +60,9 @@ SEND_FAILURES = (
 RELOADED = ("redaction", "schemas", "secrets", "tokens")
 """What is read anew when its files change: every name of a ``reloaded.Reloaded``."""
 BUFFERS = ("in_flight", "spool", "dead_letters")
-SIGNALS = ("metrics", "logs")
+SIGNALS = ("metrics", "logs", "traces")
+OWN_RULES_MAX = 5
+"""Of redact.custom, that have a series of their own; the others share ``OTHER``."""
 
 ACK_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
 AGE_BUCKETS_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
@@ -117,9 +119,11 @@ class Metrics:
         )
         self.redactions = self._counter(
             "redactions",
-            "Pieces of personal data replaced in lines, by kind; rules of redact.custom by name.",
-            kind=KINDS,
+            "Pieces of personal data replaced in lines, by kind; the first rules of redact.custom "
+            "by name.",
+            kind=(*KINDS, OTHER),
         )
+        self._own_rules: tuple[str, ...] = ()
 
     def _files(self) -> None:
         self.files = self._gauge("files", "Known files.", state=FILE_STATES)
@@ -303,6 +307,21 @@ class Metrics:
         self.otlp_logs_dropped = self._counter(
             "otlp_logs_dropped", "Log lines that OTLP did not get; stdout has them."
         )
+        self.otlp_spans_dropped = self._counter(
+            "otlp_spans_dropped", "Spans that OTLP did not get."
+        )
+
+    def name_rules(self, names: Iterable[str]) -> None:
+        """Give the first ``OWN_RULES_MAX`` rules of redact.custom series of their own."""
+        before, self._own_rules = self._own_rules, tuple(itertools.islice(names, OWN_RULES_MAX))
+        for gone in {*before} - {*self._own_rules, OTHER}:
+            self.redactions.remove(gone)
+        for name in self._own_rules:
+            self.redactions.labels(name)
+
+    def redacted(self, kind: str, count: int) -> None:
+        named = kind in KINDS or kind in self._own_rules
+        self.redactions.labels(kind if named else OTHER).inc(count)
 
     def acked(self, sink: str, batch: Batch, latency_s: float, now_s: float) -> None:
         """Count a batch that Kafka has had for no time at all, ``latency_s`` after it was sent."""

@@ -9,7 +9,7 @@ Format: https://kafka.apache.org/documentation/#recordbatch
 """
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from typing import NamedTuple, TypeVar
 
@@ -19,6 +19,7 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from agent import codecs
 from agent.core.batch import Batch
 from agent.core.ledger import Chunk
+from agent.core.tracing import BatchSpan
 
 Codec = codecs.Codec
 codec = codecs.codec
@@ -32,6 +33,7 @@ _LENGTH_COUNTS_FROM = struct.calcsize(">qi")
 _MAGIC = 2
 
 HEADER_BYTES = _HEADER.size
+TRACEPARENT = "traceparent"
 
 
 PlainRecord = tuple[int, bytes | None, bytes, Headers]
@@ -48,15 +50,26 @@ class Record(NamedTuple):
 
 
 class Builder:
-    """An open batch of one partition: records are appended until it is full, then sealed."""
+    """An open batch of one partition: records are appended until it is full, then sealed.
 
-    __slots__ = ("_append", "_build", "chunks", "count", "opened_at_s", "partition")
+    With a ``span``, records that have no ``traceparent`` get that of the span; but for those of
+    which it could make the one that a topic does not take.
+    """
 
-    def __init__(self, partition: int, bytes_max: int, opened_at_s: float) -> None:
+    __slots__ = (
+        "_append", "_build", "_traced_bytes_max", "chunks", "count", "opened_at_s", "partition",
+        "span",
+    )  # fmt: skip
+
+    def __init__(
+        self, partition: int, bytes_max: int, opened_at_s: float, span: BatchSpan | None = None
+    ) -> None:
         self.partition = partition
         self.opened_at_s = opened_at_s
         self.count = 0
         self.chunks: list[Chunk] = []
+        self.span = span
+        self._traced_bytes_max = bytes_max // 4
         builder = DefaultRecordBatchBuilder(_MAGIC, 0, 0, -1, -1, -1, bytes_max)
         self._append, self._build = builder.append, builder.build
 
@@ -65,6 +78,8 @@ class Builder:
 
         The first record is always taken, whatever its size: see the length of ``Batch.payload``.
         """
+        if self.span is not None:
+            records = self._traced(records, self.span)
         append, count = self._append, self.count
         for timestamp_ms, key, value, headers in records:
             if append(count, timestamp_ms, key, value, headers) is None:
@@ -80,22 +95,35 @@ class Builder:
             self.chunks.append(chunk)
             chunk.open_batches += 1
 
+    def _traced(self, records: Iterable[PlainRecord], span: BatchSpan) -> Iterator[PlainRecord]:
+        own = TRACEPARENT, span.context.traceparent
+        for timestamp_ms, key, value, headers in records:
+            short = len(value) <= self._traced_bytes_max
+            if short and all(name != TRACEPARENT for name, _ in headers):
+                yield timestamp_ms, key, value, [*headers, own]
+            else:
+                yield timestamp_ms, key, value, headers
+
     def seal(self, codec: Codec) -> Batch:
         """Compress what was appended. The builder must not be used afterwards."""
         assert self.count, "an empty batch would settle nothing"
         built = self._build()
         *_, first_ms, max_ms, _, _, _, _ = _HEADER.unpack_from(built)
         section = bytes(memoryview(built)[HEADER_BYTES:])
+        payload = codec.compress(section)
+        if self.span is not None:
+            self.span.built(self.count, len(payload), len(section))
         return Batch(
             partition=self.partition,
             count=self.count,
-            payload=codec.compress(section),
+            payload=payload,
             codec=codec.number,
             first_ms=first_ms,
             max_ms=max_ms,
             raw_bytes=len(section),
             opened_at_s=self.opened_at_s,
             chunks=self.chunks,
+            span=self.span,
         )
 
 
@@ -179,8 +207,12 @@ def split(batch: Batch, codec: Codec) -> tuple[Batch, Batch]:
     assert batch.count > 1, "a single record cannot be cut"
     whole = records(batch)
     half = batch.count // 2
-    first = reseal(batch, whole[:half], codec)
-    return first, reseal(batch, whole[half:], codec)
+    halves = reseal(batch, whole[:half], codec), reseal(batch, whole[half:], codec)
+    if batch.span is not None:
+        batch.span.cut()
+        for part in halves:
+            part.span = batch.span
+    return halves
 
 
 def reseal(batch: Batch, chosen: list[Record], codec: Codec) -> Batch:

@@ -139,7 +139,10 @@ class Wiring:
         self.metrics.acked(outlet, batch, latency_s, self.clock.monotonic())
         if outlet == "events":
             self.parts.pace.acked(latency_s)
+        if batch.span is not None:
+            batch.span.acked(kafka_offset)
         self.checkpointer.settle(batch.chunks)
+        batch.end_span("acknowledged")
 
     def _refused(self, outlet: str, batch: Batch, reason: str) -> None:
         """Kafka will never take this one record: it goes on as a dead letter, in its place."""

@@ -32,6 +32,7 @@ GROWTH_BYTES_MAX = 16 << 20
 class Wanted(NamedTuple):
     endpoint: str | None
     export_s: float = 0.05
+    traces_sampled: float = 1.0
     logs: bool = True
 
 

@@ -184,11 +184,12 @@ class Http(Policy, frozen=True):
 
 
 class Otlp(Policy, frozen=True):
-    """Where metrics go by themselves, and log lines if wanted. None: nowhere."""
+    """Where metrics and traces go by themselves, and log lines if wanted. None: nowhere."""
 
     endpoint: CollectorUrl | None = None
     protocol: Literal["grpc"] = "grpc"
     export_s: Annotated[float, Meta(ge=1, le=3600)] = 10.0
+    traces_sampled: Annotated[float, Meta(ge=0, le=1)] = 0.1
     logs: bool = False
 
 

@@ -9,6 +9,7 @@ node and the brokers about as much as a hundred lines.
 
 from agent.core.ledger import Chunk
 from agent.core.policy import BatchPolicy
+from agent.core.tracing import BatchSpan, Outcome
 
 BATCHES_PER_S_MAX = 600.0
 _SMOOTHING = 0.2
@@ -23,7 +24,7 @@ class Batch:
 
     __slots__ = (
         "chunks", "codec", "count", "first_ms", "max_ms", "opened_at_s", "partition", "payload",
-        "raw_bytes",
+        "raw_bytes", "span",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +39,7 @@ class Batch:
         raw_bytes: int,
         opened_at_s: float,
         chunks: list[Chunk],
+        span: BatchSpan | None = None,
     ) -> None:
         self.partition = partition
         self.count = count
@@ -48,6 +50,13 @@ class Batch:
         self.raw_bytes = raw_bytes  # before compression: what it weighs against in_flight
         self.opened_at_s = opened_at_s
         self.chunks = chunks  # each counts this batch in its ``open_batches``
+        self.span = span  # None: it is not traced, or no longer
+
+    def end_span(self, outcome: Outcome, error: str | None = None) -> None:
+        """Say what became of it, once, where it is traced."""
+        span, self.span = self.span, None
+        if span is not None:
+            span.settled(outcome, error)
 
 
 class Pace:

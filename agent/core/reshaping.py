@@ -46,6 +46,7 @@ def fitted(lanes: Lanes, partitions: int, repartition: Repartition) -> Lanes:
         batch.chunks = chunks.copy()
         fresh.add(batch)
     for batch in old:
+        batch.end_span("resealed")
         for chunk in batch.chunks:
             chunk.open_batches -= 1
     for chunk in chunks:
