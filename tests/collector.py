@@ -64,9 +64,7 @@ class Collector:
     def take_logs(self, request: Any, context: Any) -> Any:
         self._obey(context)
         self.logs.append(request)
-        return logs_pb.ExportLogsServiceResponse(
-            partial_success=self._part("rejected_log_records")
-        )
+        return logs_pb.ExportLogsServiceResponse(partial_success=self._part("rejected_log_records"))
 
     def take_traces(self, request: Any, context: Any) -> Any:
         self._obey(context)
