@@ -61,7 +61,7 @@ RELOADED = ("redaction", "schemas", "secrets", "tokens")
 """What is read anew when its files change: every name of a ``reloaded.Reloaded``."""
 BUFFERS = ("in_flight", "spool", "dead_letters")
 SIGNALS = ("metrics", "logs", "traces")
-OWN_RULES_MAX = 5
+OWN_RULES_MAX = 16
 """Of redact.custom, that have a series of their own; the others share ``OTHER``."""
 
 ACK_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)

@@ -15,9 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.clock import SystemClock
 from agent.core.batch import Batch
+from agent.core.redaction_rules import KINDS
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
-from agent.telemetry import Metrics
+from agent.redaction import RULES_MAX
+from agent.telemetry import OWN_RULES_MAX, SEND_FAILURES, Metrics
 from tests.running import NOWHERE, Agent, append, feedback, mock_topics
 
 DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
@@ -71,9 +73,67 @@ def test_the_table_is_what_a_running_agent_exports_and_that_is_bounded(
     _, _, table = DOCS.read_text().partition("## All of them")
     written = re.findall(r"^\| `feedback_agent_.*\|$", table, re.MULTILINE)
     assert sorted(rows(page)) == sorted(written)
-    series = [line for line in page.splitlines() if not line.startswith("#")]
-    assert len(series) <= SERIES_MAX
-    assert 33 == sum(line.startswith("feedback_agent_client_lag_seconds{") for line in series)
+    assert 33 == len(series(page, "client_lag_seconds"))
+
+
+def test_the_worst_of_configurations_has_so_many_series_and_no_more(
+    embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
+) -> None:
+    """More clients and more rules of redact.custom than have series of their own, a third sink,
+    and each reason for which one can fail."""
+    embedded.create_topic("audit", 1)
+    names = [f"rule_{a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
+    assert RULES_MAX == len(names)
+    custom = tmp_path / "rules.yaml"
+    custom.write_text("".join(f"- {{name: {n}, pattern: {n.upper()}}}\n" for n in names))
+    said = feedback(1, comment=" ".join(names).upper())
+    sections: dict[str, Any] = {
+        "audit": {"topic": "audit"},
+        "redact": {"custom": str(custom)},
+        "source": {"scan_s": 0.2},
+    }
+    with Agent(tmp_path, mock, **sections) as agent:
+        append(agent.root / "client-0/b.jsonl", [said])
+        busy(agent)
+        agent.start().until_delivered(10 * CLIENTS + 1, CLIENTS)
+        agent.until(lambda: agent.metric("client_lag_seconds", client="other") == 0, "a scan")
+        agent.until(lambda: 'sink_up{sink="audit"} 1' in agent.get("/metrics").body, "audited")
+        page = agent.get("/metrics").body
+        assert RULES_MAX - OWN_RULES_MAX == agent.metric("redactions_total", kind="other")
+
+    own = {f'kind="{name}"' for name in names[:OWN_RULES_MAX]}
+    assert own <= {line.partition("{")[2].partition("}")[0] for line in series(page)}
+    assert len(KINDS) + OWN_RULES_MAX + 1 == len(series(page, "redactions_total"))
+    on_trouble = ("send_failures", "producer_retirements", "retries", "throttled_seconds")
+    there = [
+        line for name in on_trouble for line in series(page, f"{name}_total") if '"audit"' in line
+    ]
+    still_to_come = len(SEND_FAILURES) + len(on_trouble) - 1 - len(there)
+    assert len(series(page)) + still_to_come <= SERIES_MAX
+
+
+def series(page: str, name: str = "") -> list[str]:
+    """Return the lines of the series on ``page``, all or those of one metric of ours."""
+    head = f"feedback_agent_{name}{{" if name else ""
+    return [line for line in page.splitlines() if line[:1] != "#" and line.startswith(head)]
+
+
+def test_a_rule_that_is_gone_leaves_its_series_to_another() -> None:
+    """Rules are reloaded while the agent runs: names that come and go must not pile up."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    def kinds() -> set[str]:
+        (family,) = metrics.redactions.collect()
+        return {sample.labels["kind"] for sample in family.samples}
+
+    before = kinds()
+    for number in range(100):
+        metrics.name_rules([f"rule-{number}", "stays", "other"])
+        metrics.redacted(f"rule-{number}", 1)
+        metrics.redacted("stays", 1)
+    assert before | {"rule-99", "stays"} == kinds()
+    assert 100 == registry.get_sample_value("feedback_agent_redactions_total", {"kind": "stays"})
 
 
 def test_every_series_with_known_labels_is_there_before_anything_happened(

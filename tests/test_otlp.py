@@ -1,4 +1,4 @@
-"""Metrics and log lines by OTLP, to a collector that is well, and to those that are not.
+"""Metrics, spans and log lines by OTLP, to a collector that is well, and to those that are not.
 
 Whatever a collector does, lines are shipped, memory stays and the log is quiet.
 """
@@ -18,11 +18,12 @@ from agent.config import load
 from agent.core.batch import Batch
 from agent.demo.broker import EmbeddedKafka
 from agent.errors import ConfigError
-from agent.otlp import LINES_MAX, Exporter
+from agent.otlp import LINES_MAX, SPANS_MAX, Exporter
 from agent.otlp_collector import require
 from agent.telemetry import Metrics
-from tests.collector import attributes, collecting, until
+from tests.collector import REJECTED, attributes, collecting, until
 from tests.running import Agent, append, assert_each_once, feedback, mock_topics
+from tests.tracing import Traced
 
 FAR = 3600.0
 GROWTH_BYTES_MAX = 16 << 20
@@ -59,6 +60,13 @@ class Node:
     def log(self, name: str = "file.opened", logger: str = "agent.tests", **fields: object) -> None:
         record = logging.LogRecord(logger, logging.WARNING, "", 0, name, (), None)
         self.exporter.take(record, {"at": "", "level": "warning", "event": name, **fields})
+
+    def trace(self, spans: int) -> None:
+        """Let so many spans of chunks end."""
+        for _ in range(spans):
+            traced = Traced()
+            traced.chunk().filled(0, 1, 1)
+            self.exporter.take_span(*traced.ended)
 
 
 def acked_batch() -> Batch:
@@ -165,11 +173,23 @@ def test_the_end_exports_once_more() -> None:
     with collecting() as collector:
         node = Node(Wanted(collector.endpoint, export_s=FAR))
         with node.exporter:
+            node.trace(3)
             node.metrics.lines_read.inc(5)
             node.log("agent.stopped")
 
     assert 5 == collector.latest()["feedback_agent_lines_read_total"].sum.data_points[0].as_double
     assert ["agent.stopped"] == [record.event_name for record in collector.records()]
+    assert 3 == len(collector.spans())
+
+
+def test_what_is_not_wanted_is_not_exported() -> None:
+    with collecting() as collector:
+        node = Node(Wanted(collector.endpoint, traces_sampled=0.0, logs=False))
+        with node.exporter:
+            until(lambda: len(collector.metrics) >= 3)
+
+    assert ([], []) == (collector.traces, collector.logs)
+    assert len(collector.metrics) == collector.calls
 
 
 # ---- a collector in trouble
@@ -182,6 +202,47 @@ def test_log_lines_beyond_the_queue_are_dropped_and_counted() -> None:
 
     assert LINES_MAX == len(node.exporter._lines)
     assert 5 == node.value("otlp_logs_dropped_total")
+
+
+def test_spans_beyond_the_queue_are_dropped_and_counted() -> None:
+    node = Node(Wanted("http://127.0.0.1:1", export_s=FAR))
+    node.trace(SPANS_MAX + 5)
+
+    assert SPANS_MAX == len(node.exporter._spans)
+    assert 5 == node.value("otlp_spans_dropped_total")
+
+
+def test_spans_wait_for_a_collector_that_comes_back() -> None:
+    with collecting("busy") as collector:
+        node = Node(Wanted(collector.endpoint, logs=False))
+        node.trace(450)
+        with node.exporter:
+            until(lambda: node.value("otlp_failures_total", signal="traces") >= 2)
+            collector.mood = "well"
+            until(lambda: len(collector.spans()) >= 450)
+
+    assert (450, 0) == (len(collector.spans()), node.value("otlp_spans_dropped_total"))
+
+
+def test_what_a_collector_takes_in_part_is_counted_and_never_sent_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It must not be (OTLP 1.x, partial success): it would be the same part again."""
+    with collecting("partial") as collector:
+        node = Node(Wanted(collector.endpoint))
+        node.trace(10)
+        node.log()
+        with node.exporter:
+            until(lambda: node.value("otlp_failures_total", signal="metrics") >= 3)
+
+    assert (10, 1) == (len(collector.spans()), len(collector.records()))
+    dropped = node.value("otlp_spans_dropped_total"), node.value("otlp_logs_dropped_total")
+    assert (REJECTED, REJECTED) == dropped
+    failed: list[Any] = [r for r in caplog.records if r.message == "otlp.failed"]
+    assert ["logs", "metrics", "traces"] == sorted(r.fields["signal"] for r in failed)
+    assert {("partial_success", "too old")} == {
+        (r.fields["reason"], r.fields["detail"]) for r in failed
+    }
 
 
 def test_log_lines_wait_for_a_collector_that_comes_back_in_their_order() -> None:
@@ -261,7 +322,7 @@ def agent(embedded: EmbeddedKafka, tmp_path: Path) -> Callable[..., Agent]:
     topics = mock_topics(embedded)
 
     def make(endpoint: str, *, logs: bool = True) -> Agent:
-        wanted = {"endpoint": endpoint, "export_s": 1, "logs": logs}
+        wanted = {"endpoint": endpoint, "export_s": 1, "logs": logs, "traces_sampled": 1}
         return Agent(tmp_path, topics, otlp=wanted)
 
     return make
@@ -289,7 +350,7 @@ def test_a_running_agent_exports_what_its_metrics_page_says(agent: Callable[...,
     assert {"agent.started", "agent.stopped"} <= set(names)
 
 
-@pytest.mark.parametrize("trouble", ["absent", "slow", "refusing", "busy", "hanging"])
+@pytest.mark.parametrize("trouble", ["absent", "slow", "refusing", "partial", "busy", "hanging"])
 def test_trouble_of_a_collector_costs_no_line_no_memory_and_no_log(
     agent: Callable[..., Agent], trouble: Any
 ) -> None:
@@ -314,7 +375,7 @@ def test_trouble_of_a_collector_costs_no_line_no_memory_and_no_log(
 
             assert 0 == running.stop()
             about = running.log_entries("otlp.failed", "otlp.restored")
-            assert len(about) <= 4, about
+            assert len(about) <= 6, about
             foreign = [line for line in running.log_text().splitlines() if line[:1] != "{"]
             assert not foreign
             loggers = {entry["logger"].partition(".")[0] for entry in running.log_entries()}
