@@ -53,6 +53,7 @@ from agent.sources import Sources
 from agent.spooler import Spooler, SpoolRules
 from agent.telemetry import SINKS, Metrics
 from tests.fakes import FakeClock, FakeTopic, InlineExecutor, no_deletion, unlimited_turns
+from tests.tracing import Traced
 
 PARTITIONS = 6
 EVENTS_MAX = 24
@@ -449,7 +450,9 @@ class Node:
             line_bytes_max=4096,
             event_time=False,
         )
-        return Chunker(policy, *streams, clock=self.world.clock, metrics=self.world.metrics)
+        chunker = Chunker(policy, *streams, clock=self.world.clock, metrics=self.world.metrics)
+        chunker.trace(Traced(0.5).tracer)  # whoever is watched must not do other things
+        return chunker
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         await self.world.pause()
