@@ -120,6 +120,7 @@ class Outlet:
         self._said: str | None = "not connected yet"
         self._doubted = False  # a send has failed: only an acknowledgement says it is up again
         self._noted = State.CLOSED
+        metrics.zero(name)
         self._count_breaker()
 
     def admit(self, batch: Batch) -> None:

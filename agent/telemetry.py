@@ -311,6 +311,14 @@ class Metrics:
             "otlp_spans_dropped", "Spans that OTLP did not get."
         )
 
+    def zero(self, sink: str) -> None:
+        """Export what an outlet counts from the start: not every sink is there in each agent."""
+        self.sink_up.labels(sink)
+        for counter in (self.producer_retirements, self.retries, self.throttled_seconds):
+            counter.labels(sink)
+        for reason in SEND_FAILURES:
+            self.send_failures.labels(sink, reason)
+
     def name_rules(self, names: Iterable[str]) -> None:
         """Give the first ``OWN_RULES_MAX`` rules of redact.custom series of their own."""
         before, self._own_rules = self._own_rules, tuple(itertools.islice(names, OWN_RULES_MAX))

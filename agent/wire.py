@@ -9,7 +9,7 @@ Format: https://kafka.apache.org/documentation/#recordbatch
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import copy
 from typing import NamedTuple, TypeVar
 
@@ -34,6 +34,7 @@ _MAGIC = 2
 
 HEADER_BYTES = _HEADER.size
 TRACEPARENT = "traceparent"
+"""A header that is the last one of its record, as ``core.record`` and ``rejects`` make them."""
 
 
 PlainRecord = tuple[int, bytes | None, bytes, Headers]
@@ -95,14 +96,14 @@ class Builder:
             self.chunks.append(chunk)
             chunk.open_batches += 1
 
-    def _traced(self, records: Iterable[PlainRecord], span: BatchSpan) -> Iterator[PlainRecord]:
-        own = TRACEPARENT, span.context.traceparent
-        for timestamp_ms, key, value, headers in records:
-            short = len(value) <= self._traced_bytes_max
-            if short and all(name != TRACEPARENT for name, _ in headers):
-                yield timestamp_ms, key, value, [*headers, own]
-            else:
-                yield timestamp_ms, key, value, headers
+    def _traced(self, records: Iterable[PlainRecord], span: BatchSpan) -> list[PlainRecord]:
+        own, longest = (TRACEPARENT, span.context.traceparent), self._traced_bytes_max
+        return [
+            (at_ms, key, value, [*headers, own])
+            if len(value) <= longest and not (headers and headers[-1][0] == TRACEPARENT)
+            else (at_ms, key, value, headers)
+            for at_ms, key, value, headers in records
+        ]
 
     def seal(self, codec: Codec) -> Batch:
         """Compress what was appended. The builder must not be used afterwards."""

@@ -176,14 +176,12 @@ def test_a_line_can_be_followed_from_its_file_to_its_consumer(mock: Topics, tmp_
         spans = collector.spans()
         assert_each_once(agent, 302)
 
-    chunks = named(spans, "read chunk")
-    batches = named(spans, "send feedback-events", "send feedback-events-dlq")
-    assert len(spans) == len(chunks) + len(batches)
-    (chunk,) = chunks
+    (chunk,) = named(spans, "read chunk")
     assert STEPS == [event.name for event in chunk.events]
     about = attributes(chunk)
     assert (302, 1) == (about["feedback_agent.chunk.lines"], about["feedback_agent.chunk.rejected"])
     assert ("[EMAIL]", "[EMAIL]/a.jsonl") == (about["feedback_agent.client"], about["file.path"])
+    batches = named(spans, "send feedback-events")
     for batch in batches:
         assert [(chunk.trace_id, chunk.span_id)] == [(x.trace_id, x.span_id) for x in batch.links]
         assert ["build", "send", "ack", "settle"] == [event.name for event in batch.events]
@@ -191,31 +189,21 @@ def test_a_line_can_be_followed_from_its_file_to_its_consumer(mock: Topics, tmp_
         assert sorted(times) == times
         assert times[-1] <= batch.end_time_unix_nano
         assert 4 == batch.kind  # PRODUCER
-    assert documented() - said(spans) == {"error.type"}
+    assert documented() - said(spans) <= {"error.type"}
     assert said(spans) <= documented()
-    assert_headers_lead_to(batches, mock)
+
+    held = {context(batch): attributes(batch)["messaging.batch.message_count"] for batch in batches}
+    found = Counter(dict(r.headers)["traceparent"] for r in records(mock, mock.events))
+    assert 1 == found.pop(TRACE.encode())
+    assert sum(held.values()) - 1 == found.total()  # one had brought its own
+    assert all(count - found[parent] in {0, 1} for parent, count in held.items())
+    (dead,) = records(mock, mock.dead_letters)
+    sent = {context(span) for span in named(spans, "send feedback-events-dlq")}
+    assert dict(dead.headers)["traceparent"] in sent
 
 
-def assert_headers_lead_to(batches: list[Any], topics: Topics) -> None:
-    """Assert that as many records name the span of a batch as were in it."""
-    counted: Counter[tuple[str, str, bytes]] = Counter()
-    for topic in (topics.events, topics.dead_letters):
-        for record in records(topics, topic):
-            parent = dict(record.headers)["traceparent"]
-            if parent != TRACE.encode():
-                counted[topic, str(record.partition), parent] += 1
-    expected = {}
-    for batch in batches:
-        about = attributes(batch)
-        place = (
-            about["messaging.destination.name"],
-            about["messaging.destination.partition.id"],
-            f"00-{batch.trace_id.hex()}-{batch.span_id.hex()}-01".encode(),
-        )
-        expected[place] = about["messaging.batch.message_count"]
-    (brought,) = [place for place in expected if expected[place] != counted[place]]
-    counted[brought] += 1  # the one that its line had brought
-    assert expected == counted
+def context(span: Any) -> bytes:
+    return f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01".encode()
 
 
 def test_nothing_is_traced_where_nothing_is_to_be(mock: Topics, tmp_path: Path) -> None:
@@ -241,7 +229,7 @@ def test_what_waits_in_the_spool_ends_a_trace_and_its_replay_begins_one(
         batches = named(collector.spans(), "send feedback-events")
         outcomes = {attributes(batch)["feedback_agent.batch.outcome"] for batch in batches}
         assert {"spooled"} == outcomes
-        spooled = {f"00-{b.trace_id.hex()}-{b.span_id.hex()}-01".encode() for b in batches}
+        spooled = {context(batch) for batch in batches}
         collector.traces.clear()
 
         topics = mock_topics(embedded)

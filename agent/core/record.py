@@ -242,7 +242,7 @@ def _key_of(name: str, client: str) -> Callable[[Event, dict[str, Any] | None], 
 
 
 def _trace(value: Any, headers: Headers) -> None:
-    """Pass a W3C trace context on (level 1, 3.2.2): the last valid one, once."""
+    """Pass a W3C trace context on (level 1, 3.2.2): the last valid one, once, behind all others."""
     if isinstance(value, str) and _TRACEPARENT.fullmatch(value):
         headers[:] = [header for header in headers if header[0] != "traceparent"]
         headers.append(("traceparent", value.encode()))

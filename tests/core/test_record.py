@@ -117,6 +117,7 @@ def test_a_valid_trace_context_is_passed_on(trace: Any, valid: bool, outer: bool
     _, _, headers = record(line_of(**fields) if outer else line_of(metadata=fields))
 
     assert (TRACE.encode() if valid else None) == headers.get("traceparent")
+    assert valid is ([*headers][-1] == "traceparent"), "there wire looks for it"
 
 
 @pytest.mark.parametrize(
