@@ -137,11 +137,8 @@ class Chunker:
             for at, decoded in enumerate(self._decode(stride, wall_s, span), first):
                 line, end = lines[at], start + len(piece.lines[at]) + 1
                 if isinstance(decoded, Rejection):
-                    if line.strip():
-                        bad = Bad(decoded, start, end, line, len(line))
-                        self.rejects.line(chunk, recorder, bad, tally)
-                    else:
-                        tally["blank"] += 1
+                    bad = Bad(decoded, start, end, line, len(line))
+                    self.rejects.line(chunk, recorder, bad, tally)
                 elif window is not None and not window.takes(decoded):
                     pass
                 else:

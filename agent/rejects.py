@@ -73,8 +73,11 @@ class Rejects:
         self._clock = clock
 
     def line(self, chunk: Chunk, recorder: Recorder, bad: Bad, tally: Counter[str]) -> None:
-        """Make a dead letter of a line."""
+        """Make a dead letter of a line, unless there is nothing in it."""
         why, start, end, shown, length = bad
+        if not shown.strip() and length == len(shown):
+            tally["blank"] += 1
+            return
         tally[why.reason] += 1
         if why is OVERSIZE:
             why = Rejection("oversize", f"{length} bytes, at most {self._line_bytes_max}")
@@ -98,10 +101,7 @@ class Rejects:
         head = source.head(start, min(length, shown_max))
         shown = head.lstrip(NUL)
         length -= len(head) - len(shown)
-        if shown.strip() or length > len(shown):
-            self.line(chunk, recorder, Bad(why, start, end, shown, length), tally)
-        else:
-            tally["blank"] += 1
+        self.line(chunk, recorder, Bad(why, start, end, shown, length), tally)
 
     def of_record(self, batch: Batch, reason: str) -> Batch:
         """Turn a single record that Kafka will not have into a dead letter in its place.
