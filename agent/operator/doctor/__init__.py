@@ -12,6 +12,7 @@ Looks only: writes no file, takes no lock, makes no topic, sends no record.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +24,7 @@ from agent.credentials import Credentials
 from agent.errors import ConfigError
 from agent.operator import screen
 from agent.operator.doctor import cluster, kafka, node, state, topics
-from agent.operator.doctor.finding import CHECKS, About, Finding, unsound
+from agent.operator.doctor.finding import CHECKS, UNKNOWN, About, Finding, unsound
 
 __all__ = ["CHECKS", "Finding", "diagnose", "show", "unsound"]
 
@@ -70,12 +71,14 @@ def _of_kafka(config: Config, clock: Clock) -> Iterator[Finding]:
 def show(findings: Iterable[Finding], console: Console) -> list[Finding]:
     """Print findings as they come, a topic's own under its name. Return them all."""
     found: list[Finding] = []
-    for finding in findings:
-        if finding.check == "topic.exists":
+    for _, group in groupby(findings, _alike):
+        some = list(group)
+        if some[0].check == "topic.exists":
             console.print()
-            console.print(screen.cell(f"topic {finding.subject}", "bold"))
-        console.print(_line(finding))
-        found.append(finding)
+            console.print(screen.cell(f"topic {some[0].subject}", "bold"))
+        name = some[0].check if len(some) == 1 else f"{len(some)} more"
+        console.print(_line(name, some[0]))
+        found += some
     counts = Counter(finding.verdict for finding in found)
     said = [f"{counts[verdict]} {verdict}" for verdict in ("ok", "warn", "fail")]
     console.print()
@@ -83,7 +86,13 @@ def show(findings: Iterable[Finding], console: Console) -> list[Finding]:
     return found
 
 
-def _line(finding: Finding) -> Table:
+def _alike(finding: Finding) -> tuple[str, ...]:
+    """Return what is the same of findings that one line is enough for: nobody could look."""
+    known = not finding.found.startswith(UNKNOWN) or finding.check == "topic.exists"
+    return (finding.subject, finding.check if known else "", finding.found)
+
+
+def _line(name: str, finding: Finding) -> Table:
     line = Table.grid(padding=(0, 1, 0, 0))
     line.add_column(width=4)
     line.add_column(width=max(map(len, CHECKS)))
@@ -93,5 +102,5 @@ def _line(finding: Finding) -> Table:
         what = Text(": ").join([screen.cell(finding.subject), what])
     if finding.advice:
         what = Text("\n").join([what, screen.cell(f"> {finding.advice}", "italic")])
-    line.add_row(screen.cell(finding.verdict, screen.STYLES[finding.verdict]), finding.check, what)
+    line.add_row(screen.cell(finding.verdict, screen.STYLES[finding.verdict]), name, what)
     return line

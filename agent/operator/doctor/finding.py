@@ -43,6 +43,10 @@ CHECKS = (
 Scripts may rely on the names."""
 
 
+UNKNOWN = "not checked: "
+"""So begins what is found where nobody could look."""
+
+
 class Finding(Struct, frozen=True):
     """What one check found.
 
@@ -79,7 +83,7 @@ class About:
 
     def unknown(self, why: str, advice: str = "") -> Finding:
         """Not being able to look is no proof of anything: a warning."""
-        return self.warn(f"not checked: {why}", advice)
+        return self.warn(f"{UNKNOWN}{why}", advice)
 
 
 def unsound(findings: Iterable[Finding]) -> bool:

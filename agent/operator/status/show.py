@@ -78,7 +78,7 @@ def _sink(name: str, sink: Status) -> Iterator[Text]:
 
 
 def _stopped(status: Status) -> Iterator[RenderableType]:
-    found = "does not answer" if status["owner"] else "is not running"
+    found = "does not answer" if status["owner"] else "no agent answers"
     head = Text.assemble(screen.cell(status["node"] or "?", "bold"), "  ", (found, "bold red"))
     yield head.append(f"  {status['at']}")
     yield screen.cell(f"! {status['why']}", "yellow")
@@ -99,16 +99,14 @@ def _clients(status: Status) -> Iterator[RenderableType]:
     clients: Sequence[Status] = status["clients"]
     if not clients:
         return
-    made = screen.table("Client", "Lag", "Oldest", "Lines read",
-                        right=("Lag", "Oldest", "Lines read"))  # fmt: skip
+    numbers = ("Lag", "Oldest", "Lines read") if status["running"] else ("Lag",)
+    made = screen.table("Client", *numbers, right=numbers)
     for one in clients[:CLIENTS_MAX]:
-        lag_s, lines = one.get("lag_s"), one.get("lines_read")
-        made.add_row(
-            screen.cell(one["client"]),
-            _lag(one["lag_bytes"]),
-            NOTHING if lag_s is None else span(lag_s),
-            NOTHING if lines is None else count(lines),
-        )
+        cells = [screen.cell(one["client"]), _lag(one["lag_bytes"])]
+        if status["running"]:
+            oldest = NOTHING if one["lag_s"] is None else span(one["lag_s"])
+            cells += [screen.cell(oldest), screen.cell(count(one["lines_read"]))]
+        made.add_row(*cells)
     yield made
     yield from _rest(len(clients) - CLIENTS_MAX, "clients")
 

@@ -22,15 +22,12 @@ def of_file(verdict: Verdict) -> Group:
 def _of_file(verdict: Verdict) -> Iterator[RenderableType]:
     look = screen.STYLES["ok" if verdict.good else "fail"]
     said = [f"{verdict.lines:,} lines", f"{verdict.events:,} events"]
-    said += [
-        f"{n:,} {what}"
-        for n, what in ((verdict.rejected, "rejected"), (verdict.blank, "blank"))
-        if n
-    ]
-    line = Text.assemble(screen.cell(verdict.file, "bold"), ": ", (", ".join(said), look))
-    yield line.append(f"  {size(verdict.bytes)}", "dim")
+    others = ((verdict.rejected, "rejected"), (verdict.blank, "blank"))
+    said += [f"{number:,} {what}" for number, what in others if number]
     if verdict.problem is not None:
-        yield screen.cell(f"! {verdict.problem}", "bold red")
+        said = [verdict.problem, *(said if verdict.lines else ())]
+    line = Text.assemble(screen.cell(verdict.file, "bold"), ": ", (", ".join(said), look))
+    yield line.append(f"  {size(verdict.bytes)}", "dim") if verdict.bytes else line
     if verdict.unfinished_bytes:
         unfinished = f"{verdict.unfinished_bytes:,} bytes at the end have no line break yet"
         yield screen.cell(f"! {unfinished}: the agent waits for the rest", "yellow")
