@@ -165,6 +165,15 @@ def test_a_state_directory_of_another_user_is_no_place_for_state(tmp_path: Path)
     assert "chown -R" in directory["advice"]
 
 
+def test_what_is_closed_to_us_is_a_finding_and_no_crash(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    config(tmp_path, agent={"state_dir": str(closed / "state")}, source={"root": str(closed / "a")})
+
+    assert "may not write" in obedient(tmp_path, "state.directory")["found"]
+    assert "fail" == obedient(tmp_path, "source.root")["verdict"]
+
+
 def obedient(work: Path, check: str) -> dict[str, str]:
     """Return what is found by somebody whom the mode of files holds, even where root runs this."""
     prefix = OBEDIENT if os.geteuid() == 0 else []

@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,18 @@ def test_records_go_to_stdout_and_the_rest_to_stderr(tmp_path: Path) -> None:
     assert [1, 2] == [json.loads(line)["line"] for line in result.stdout.splitlines()]
     assert "1 rejected" in result.stderr
     assert 64 == validate(tmp_path / "a.jsonl", "--show", "--json").exit_code
+
+
+def test_a_long_file_has_a_bar_on_a_terminal_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys.modules["agent.cli.validate"], "LONG_BYTES", 1)
+    file = written(tmp_path / "long-file.jsonl", *[feedback(1)] * 3000)
+    assert "" == validate(file).stderr
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+
+    assert "long-file.jsonl" in validate(file).stderr
 
 
 # ---- by which rules

@@ -180,7 +180,7 @@ def inotify_instances() -> Finding:
             found = f"the kernel gives this user no {INSTANCES} more: {error.strerror}"
             advice = "sysctl fs.inotify.max_user_instances=1024; else lines wait for the scan"
             return about.warn(found, advice)
-    return about.ok(f"{INSTANCES} more are to be had of {_number(INOTIFY / 'max_user_instances')}")
+    return about.ok(f"{INSTANCES} more are to be had")
 
 
 def inotify_watches(directories: int) -> Finding:
@@ -190,7 +190,9 @@ def inotify_watches(directories: int) -> Finding:
         found = f"directories: {directories}, which want {wanted}; all of this user have {limit}"
         advice = f"sysctl fs.inotify.max_user_watches={max(65536, 4 * wanted)}"
         return about.warn(found, advice)
-    return about.ok(f"directories: {directories}, which want {wanted} of {limit}")
+    return about.ok(
+        f"directories: {directories}, which want {wanted} of {limit or 'a number unknown'}"
+    )
 
 
 def _watches_max() -> int | None:

@@ -58,6 +58,11 @@ def _kept(about: About, directory: Path, there: Path, status: os.stat_result) ->
     return about.ok(f"on {kind}, {owned(status)}")
 
 
+def _there(path: Path) -> bool:
+    """Return whether it can be seen; ``Path.exists`` raises where it is closed to us."""
+    return os.access(path, os.F_OK)
+
+
 def _writable(path: Path) -> bool:
     mode = os.W_OK | os.X_OK if path.is_dir() else os.W_OK
     return os.access(path, mode, effective_ids=True)
@@ -65,7 +70,7 @@ def _writable(path: Path) -> bool:
 
 def _nearest(path: Path) -> Path:
     """Return ``path``, or what there is above it."""
-    while not path.exists() and path != path.parent:
+    while not _there(path) and path != path.parent:
         path = path.parent
     return path
 
@@ -74,7 +79,7 @@ def _alien(directory: Path) -> Path | None:
     """Return a file of the state that this process may not write to: made by another user."""
     names = ("lock", "checkpoints.db", "spool.db", "audit.jsonl")
     for path in (directory / name for name in names):
-        if path.exists() and not _writable(path):
+        if _there(path) and not _writable(path):
             return path
     return None
 
@@ -122,7 +127,7 @@ def audit_log(config: Config) -> Finding:
     about, there = About("audit.log", path), _nearest(path.parent)
     if not config.audit.enabled:
         return about.ok("not wanted: audit.enabled is false")
-    target = path if path.exists() else there
+    target = path if _there(path) else there
     if not _writable(target):
         advice = f"chown {os.geteuid()}:{os.getegid()} {target}, or set audit.path"
         return about.fail(f"{who()} may not write to {target}, {owned(target.stat())}", advice)
