@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import resource
 import stat
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 from agent.cli import main
 from agent.config import Config, load
@@ -24,6 +26,7 @@ from agent.operator.doctor.cluster import Cluster, Partition, Reached, TopicSeen
 from agent.operator.doctor.topics import Wanted
 from tests.running import NOWHERE, OBEDIENT, append, feedback, mock_topics
 
+DOCS = Path(__file__).parent.parent / "docs/operator.md"
 NOW_S = 1_800_000_000.0
 EVENTS = Wanted("feedback-events", "kafka.topic", "source.line_bytes_max", 786_432)
 DEAD_LETTERS = Wanted("feedback-events-dlq", "dlq.topic", "dlq.line_bytes_max", 786_432)
@@ -127,6 +130,13 @@ def test_where_no_broker_answers_the_rest_is_not_checked(tmp_path: Path) -> None
     assert "127.0.0.1:1" in found["kafka.bootstrap"]["found"]
     later = CHECKS[CHECKS.index("kafka.brokers") :]
     assert {"warn"} == {found[check]["verdict"] for check in later}
+
+
+def test_every_check_is_explained_where_operators_look() -> None:
+    _, _, section = DOCS.read_text().partition("## doctor\n")
+    rows = re.findall(r"^\| (`[^|]+`) \|", section.partition("\n## ")[0], re.MULTILINE)
+
+    assert set(CHECKS) == {name for row in rows for name in re.findall("`([^`]+)`", row)}
 
 
 # ---- the node
@@ -321,6 +331,24 @@ def test_what_is_wrong_with_its_settings(
     check: str, verdict: str, settings: dict[str, str]
 ) -> None:
     assert verdict == verdicts(topics.of_topic(EVENTS, seen(settings)))[check]
+
+
+@pytest.mark.parametrize(
+    ("settings", "event_time", "verdict"),
+    [
+        ({"message.timestamp.type": "LogAppendTime"}, True, "warn"),
+        ({"message.timestamp.type": "LogAppendTime"}, False, "ok"),
+        ({"message.timestamp.before.max.ms": "86400000"}, True, "warn"),
+        ({"message.timestamp.before.max.ms": "86400000"}, False, "ok"),
+        ({}, True, "ok"),
+    ],
+)
+def test_a_topic_must_take_the_times_of_events_where_they_are_sent(
+    settings: dict[str, str], event_time: bool, verdict: str
+) -> None:
+    topic = replace(EVENTS, event_time=event_time)
+
+    assert verdict == topics.timestamps(topic, SETTINGS | settings).verdict
 
 
 def test_a_limit_below_that_of_dead_letters_costs_their_payload() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
@@ -71,10 +72,11 @@ async def test_topics_as_they_should_be_and_as_they_should_not(
 
 def test_a_topic_that_is_missing_is_named_and_not_made(kafka: str, tmp_path: Path) -> None:
     """Asked for by name, brokers would make it, with one partition and nobody's settings."""
+    absent = f"absent-{uuid4().hex}"
     for _ in range(2):
-        found = doctor(tmp_path, Names(kafka, "nowhere-events", "nowhere-dlq"))
+        found = doctor(tmp_path, Names(kafka, absent, f"{absent}-dlq"))
 
-        missing = found["topic.exists", "nowhere-events"]
+        missing = found["topic.exists", absent]
         assert ("fail", "does not exist; kafka.topic names it") == (
             missing["verdict"],
             missing["found"],

@@ -29,6 +29,8 @@ SETTINGS = [
     "retention.ms",
     "retention.bytes",
     "cleanup.policy",
+    "message.timestamp.type",
+    "message.timestamp.before.max.ms",
 ]
 LOADING = 14
 """The brokers are not ready to give producer ids: COORDINATOR_LOAD_IN_PROGRESS."""

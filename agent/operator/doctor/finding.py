@@ -37,6 +37,7 @@ CHECKS = (
     "topic.message_bytes",
     "topic.retention",
     "topic.cleanup_policy",
+    "topic.timestamps",
     "topic.clock",
 )
 """Every check there is, in the order in which they are made; those of topics for each topic.

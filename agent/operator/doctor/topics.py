@@ -15,6 +15,8 @@ WRITE = 4
 ENRICHED_BYTES = 8192
 """What headers and enrichment add to a line, at most as good as always."""
 RETENTION_MIN_S = 86400.0
+UNBOUNDED_MS = (1 << 63) - 1
+"""Kafka's default of how old a record may be."""
 AHEAD_S = 60.0
 """A record so far in the future tells of a clock that is wrong."""
 
@@ -23,21 +25,27 @@ _OF_SETTINGS = (
     "topic.message_bytes",
     "topic.retention",
     "topic.cleanup_policy",
+    "topic.timestamps",
 )
 
 
 class Wanted(Struct, frozen=True):
-    """A topic that the configuration names: by which key, and the longest line it must take."""
+    """A topic that the configuration names: by which key, and the longest line it must take.
+
+    ``event_time``: the time of its records is the events' own.
+    """
 
     name: str
     key: Literal["kafka.topic", "dlq.topic", "audit.topic"]
     line_key: str
     line_bytes_max: int
+    event_time: bool = False
 
 
 def wanted(config: Config) -> Iterator[Wanted]:
     source, dlq = config.source.line_bytes_max, config.dlq.line_bytes_max
-    yield Wanted(config.kafka.topic, "kafka.topic", "source.line_bytes_max", source)
+    at_event = config.kafka.timestamp == "event"
+    yield Wanted(config.kafka.topic, "kafka.topic", "source.line_bytes_max", source, at_event)
     yield Wanted(config.dlq.topic, "dlq.topic", "dlq.line_bytes_max", dlq)
     if config.audit.topic is not None and config.audit.enabled:
         yield Wanted(config.audit.topic, "audit.topic", "the records of the audit log", 16384)
@@ -64,6 +72,7 @@ def of_topic(topic: Wanted, seen: TopicSeen | None) -> Iterator[Finding]:
         yield message_bytes(topic, seen.settings)
         yield retention(topic, seen.settings)
         yield cleanup_policy(topic, seen.settings)
+        yield timestamps(topic, seen.settings)
     yield clock(topic, seen)
 
 
@@ -198,6 +207,21 @@ def cleanup_policy(topic: Wanted, settings: Mapping[str, str]) -> Finding:
         found = f"{policy}: of records with the same key only the last is kept"
         return about.fail(found, "set cleanup.policy=delete: keys of events are not theirs alone")
     return about.ok(policy)
+
+
+def timestamps(topic: Wanted, settings: Mapping[str, str]) -> Finding:
+    """Whether the topic takes the events' own times, where they are to be those of records."""
+    about, kind = About("topic.timestamps", topic.name), settings.get("message.timestamp.type")
+    if kind == "LogAppendTime":
+        if topic.event_time:
+            advice = "set message.timestamp.type=CreateTime, or kafka.timestamp: produce"
+            return about.warn("LogAppendTime: the events' own times are replaced", advice)
+        return about.ok("LogAppendTime: those of the brokers")
+    before_ms = int(settings.get("message.timestamp.before.max.ms", UNBOUNDED_MS))
+    if topic.event_time and before_ms < UNBOUNDED_MS:
+        found = f"events older than {before_ms / 86_400_000:.1f} days are refused: dead letters"
+        return about.warn(found, "raise message.timestamp.before.max.ms, or send them as they come")
+    return about.ok("CreateTime")
 
 
 def clock(topic: Wanted, seen: TopicSeen) -> Finding:
