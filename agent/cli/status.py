@@ -21,7 +21,7 @@ from agent.errors import EXIT_FOUND, EXIT_OK
     type=click.FloatRange(min=0.1), help="Seconds between two looks of --watch.",
 )  # fmt: skip
 @click.option(
-    "--files", default=15, show_default=True, type=click.IntRange(min=0),
+    "--files", default=15, show_default=True, metavar="N", type=click.IntRange(min=0),
     help="How many files to name, those most behind first.",
 )  # fmt: skip
 @AS_JSON

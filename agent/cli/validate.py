@@ -23,7 +23,7 @@ LONG_BYTES = 8 << 20
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
 @click.option("--show", is_flag=True, help="Print each record that would go out, as JSON lines.")
 @click.option(
-    "--limit", default=100, show_default=True, type=click.IntRange(min=0),
+    "--limit", default=100, show_default=True, metavar="N", type=click.IntRange(min=0),
     help="How many rejections of a file to name; all are counted.",
 )  # fmt: skip
 @AS_JSON
