@@ -4,6 +4,7 @@ The rooms of the agent do the work; this one looks at them now and then, says ho
 when nothing is left.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -23,12 +24,19 @@ from agent.telemetry import Metrics
 from agent.wire import HEADER_BYTES
 from agent.wiring import Wiring
 
-LOOK_S = 0.25
-"""Between two looks at how far everything is."""
-SCAN_S = 1.0
-"""Between two scans: a file may wait for evidence, or have failed."""
-REST = 20
-"""As many times as long as either took, nobody does it again: it holds up what ships."""
+LOOK_S, FILE_LOOK_S = 0.25, 2e-5
+"""Between two looks at how far everything is, and for each file: twenty times what it costs."""
+SCAN_S, FILE_SCAN_S = 1.0, 2e-4
+"""Between two scans, likewise: a file may wait for evidence, or have failed."""
+
+LINES = "feedback_agent_lines_read_total"
+BLANK = "feedback_agent_lines_blank_total"
+EVENTS = "feedback_agent_events_delivered_total"
+DEAD_LETTERS = "feedback_agent_dead_letters_delivered_total"
+READ_BYTES = "feedback_agent_read_bytes_total"
+SENT_BYTES = "feedback_agent_sent_bytes_total"
+BATCHES = "feedback_agent_batches_delivered_total"
+COUNTED = LINES, BLANK, EVENTS, DEAD_LETTERS, READ_BYTES, SENT_BYTES, BATCHES
 
 
 class Standing(Struct, frozen=True):
@@ -95,16 +103,14 @@ class Errand:
         """
         self._wiring = wiring
         await self._begin(wiring)
-        monotonic, scan_due_s = wiring.clock.monotonic, 0.0
+        files, clock, scan_due_s = len(self.selection.files), wiring.clock, 0.0
         while not (self.standing.at_rest and self._settled(wiring)):
-            began_s = monotonic()
-            if began_s >= scan_due_s:
+            if clock.monotonic() >= scan_due_s:
                 await wiring.rounds.scan()
-                scan_due_s = began_s + max(SCAN_S, REST * (monotonic() - began_s))
-            began_s = monotonic()
+                scan_due_s = clock.monotonic() + SCAN_S + files * FILE_SCAN_S
+            await clock.sleep(LOOK_S + files * FILE_LOOK_S)
             self.standing = await wiring.intake.look(_standing)
             self._progress(self)
-            await wiring.clock.sleep(max(LOOK_S, REST * (monotonic() - began_s)))
         self.finished = True
 
     def counts(self) -> Counts:
@@ -112,22 +118,20 @@ class Errand:
         wiring, window = self._wiring, self.window
         if wiring is None:
             return Counts()
-
-        def total(name: str, **labels: str) -> int:
-            return int(wiring.registry.get_sample_value(f"feedback_agent_{name}", labels) or 0)
-
-        batches = sum(total("batches_delivered_total", sink=w.outlet.name) for w in wiring.ways)
-        sent_bytes = sum(total("sent_bytes_total", sink=w.outlet.name) for w in wiring.ways)
+        counted = wiring.registry.restricted_registry(COUNTED).collect()
+        totals: Counter[str] = Counter()
+        for sample in (sample for family in counted for sample in family.samples):
+            totals[sample.name] += int(sample.value)
         rejected = wiring.metrics.dead_letters()
         return Counts(
-            lines=total("lines_read_total"),
-            blank=total("lines_blank_total"),
+            lines=totals[LINES],
+            blank=totals[BLANK],
             passed_over=0 if window is None else window.passed_over,
-            sent=total("events_delivered_total"),
-            dead_letters=total("dead_letters_delivered_total"),
+            sent=totals[EVENTS],
+            dead_letters=totals[DEAD_LETTERS],
             rejected={reason: lines for reason, lines in rejected.items() if lines},
-            read_bytes=total("read_bytes_total"),
-            kafka_bytes=sent_bytes + batches * HEADER_BYTES,
+            read_bytes=totals[READ_BYTES],
+            kafka_bytes=totals[SENT_BYTES] + totals[BATCHES] * HEADER_BYTES,
         )
 
     def look(self) -> None:
