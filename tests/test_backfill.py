@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import signal
 from collections import Counter
@@ -170,6 +171,7 @@ def test_what_a_running_agent_follows_is_refused_and_the_rest_is_not(
         assert 1 == refused.code
         assert "the agent follows checkout/a.jsonl" in refused.err
         assert "--force" in refused.err
+        assert "without --dry-run it ends here" in backfill(agent, followed, "--dry-run").err
         assert 1 == summary(agent, agent.root, "--include", "*.gz")["counts"]["sent"]
         assert 1 == summary(agent, followed, "--force")["counts"]["sent"]
         assert {event_id(1): 2, event_id(2): 1} == sent(agent)
@@ -313,3 +315,18 @@ def test_a_path_whose_client_nobody_knows_is_refused(agent: Agent, archive: Path
     summary(agent, archive, "--client", "old")
     (record,) = records(agent.topics, agent.topics.events)
     assert "old" == json.loads(record.value)["metadata"]["client"]
+
+
+def test_a_name_that_is_no_text_is_a_name(agent: Agent, archive: Path) -> None:
+    """Names are bytes: state, summary and messages take any."""
+    path = archive / os.fsdecode(b"check\xffout/a.jsonl")
+    append(path, [feedback(1)])
+    with path.open("ab") as file:
+        file.write(b"torn")
+
+    ended = backfill(agent, archive, "--root", archive)
+
+    assert ["check\\xffout/a.jsonl"] == [one["path"] for one in ended.summary["left"]]
+    assert 1 == ended.summary["counts"]["sent"]
+    again = backfill(agent, path, "--root", archive, "--dry-run")
+    assert (1, 0) == (again.code, again.summary["counts"]["sent"])

@@ -4,6 +4,7 @@ Each job has a state directory of its own, named after what was asked for: the s
 where it was, another one begins anew. Beside the checkpoints lies ``job.json``.
 """
 
+import json
 import os
 from hashlib import sha256
 from pathlib import Path
@@ -36,7 +37,7 @@ class Asked(Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        return sha256(msgspec.json.encode(self)).hexdigest()[:NAME_CHARACTERS]
+        return sha256(_json(self)).hexdigest()[:NAME_CHARACTERS]
 
     @property
     def whole(self) -> bool:
@@ -98,12 +99,12 @@ def read(directory: Path) -> Job | None:
     """Return the job of a directory; None: there is none. Raises ``StoreError``."""
     path = directory / FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Job)
+        return msgspec.convert(json.loads(path.read_bytes()), Job)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise StoreError(f"{path}: {error}: delete it to begin anew") from error
 
 
@@ -111,7 +112,7 @@ def write(directory: Path, job: Job) -> None:
     path, new = directory / FILE, directory / f"{FILE}.new"
     try:
         with new.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(job), indent=1))
+            file.write(_json(job))
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
@@ -128,3 +129,8 @@ def others(config: Config, asked: Asked) -> list[Path]:
         if job is not None and same and job.asked.whole and job.asked != asked:
             found.append(path.parent)
     return found
+
+
+def _json(value: Struct) -> bytes:
+    """Encode with the standard library: a path need not be UTF-8, which msgspec insists on."""
+    return json.dumps(msgspec.to_builtins(value), indent=1).encode()

@@ -13,6 +13,7 @@ from agent import logs, pipeline, redaction
 from agent.assembly import InForce
 from agent.clock import Clock, SystemClock
 from agent.config import Config
+from agent.core.discovery import printable
 from agent.core.identity import Checkpoint
 from agent.core.window import Window
 from agent.errors import AgentError
@@ -65,12 +66,13 @@ class Backfill:
         self._lookup = lookup
         self._clock: Clock = SystemClock()
         self._place = jobs.place(config, asked, state)
-        self._shown = redaction.shown(lambda: rules.redaction.value)
+        self._shown_of_rules = redaction.shown(lambda: rules.redaction.value)
 
     def ship(self) -> Summary:
         """Send all of it. Raises ``AgentError``."""
         selection = self._select()
-        self._look_out(selection)
+        if wrong := self._sent_by_agent(selection):
+            raise AgentError(wrong)
         before = jobs.read(self._place)
         job = jobs.begin(
             self._place, self._asked, again=self._again, node=self._config.node, clock=self._clock
@@ -87,6 +89,10 @@ class Backfill:
     def rehearse(self) -> Summary:
         """Do all of it but connect, and leave nothing behind. Raises ``AgentError``."""
         selection = self._select()
+        if wrong := self._sent_by_agent(selection):
+            self._of.print(
+                cell(f"warning: without --dry-run it ends here: {wrong}", STYLES["warn"])
+            )
         before = jobs.read(self._place)
         fresh = before is None or jobs.anew(before, again=self._again)
         rows = [] if fresh else self._lookup(self._place) or []
@@ -108,20 +114,25 @@ class Backfill:
             raise AgentError(f"no file to send: a directory gives those named {names} (--include)")
         return selection
 
-    def _look_out(self, selection: Selection) -> None:
-        """Let nothing go twice that the agent sends anyway. Raises ``AgentError``."""
+    def _sent_by_agent(self, selection: Selection) -> str | None:
+        """Say what a running agent sends as well; warn of what one sends that is started later."""
         followed = selection.followed
         if not followed or self._again:
-            return
+            return None
         names = ", ".join(map(self._shown, followed[:NAMED_MAX]))
         more = f" and {len(followed) - NAMED_MAX:,} more" if len(followed) > NAMED_MAX else ""
         if running(self._config.agent.state_dir):
-            raise AgentError(
+            return (
                 f"the agent follows {names}{more}, so they would be sent twice: "
                 "name others, leave them out with --include or --exclude, or say --force"
             )
         said = f"warning: an agent that is started here sends {names}{more} as well"
         self._of.print(cell(f"{said}: copies, with the same event_id", STYLES["warn"]))
+        return None
+
+    def _shown(self, name: str) -> str:
+        """Return a name as it may be shown: redacted, and without what drives a terminal."""
+        return printable(self._shown_of_rules(name))
 
     def _known(self, *, again: bool) -> Known:
         config, asked = self._config, self._asked
@@ -167,8 +178,8 @@ class Backfill:
             interrupted=not errand.finished,
             dry_run=dry,
             topic=config.kafka.topic,
-            state=str(self._place),
-            root=str(config.source.root),
+            state=self._shown(str(self._place)),
+            root=self._shown(str(config.source.root)),
             files=len(files),
             bytes=sum(seen.size for seen in files),
             seconds=round(seconds, 3),
@@ -191,7 +202,8 @@ class Backfill:
     def _logging(self, directory: Path) -> Iterator[None]:
         """Write what the rooms log beside the checkpoints: the screen is for the bar."""
         with (directory / "backfill.log").open("a") as file:
-            handler = logs.setup(self._config.log.level, "json", file, shown=self._shown)
+            shown = self._shown_of_rules
+            handler = logs.setup(self._config.log.level, "json", file, shown=shown)
             try:
                 yield
             finally:
