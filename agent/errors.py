@@ -7,6 +7,7 @@
         * ``StateTooNew``    written by a newer major version; exit 76
     * ``SinkUnavailable``    Kafka's or the network's fault; wait, try again, never drop
     * ``RecordRefused``      this record's fault; isolate it, dead-letter only it
+    * ``NotRunning``         a command asked for the agent, and there is none
 
 A bad line is not an error: see ``core.diagnosis.Rejection``. A broken invariant is an
 ``AssertionError`` and ends the process with ``EXIT_INVARIANT``.
@@ -61,3 +62,7 @@ class RecordRefused(AgentError):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+
+
+class NotRunning(AgentError):
+    """No agent runs over this state directory, or it does not listen."""

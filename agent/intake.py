@@ -17,6 +17,7 @@ from agent.core.discovery import FileKey, Scan
 from agent.core.ledger import Chunk
 from agent.core.quota import InFlight
 from agent.core.seam import Mode
+from agent.errors import AgentError
 from agent.harvester import Harvester, Truncated
 from agent.registry import Changes
 from agent.sources import Sources
@@ -170,6 +171,21 @@ class Intake:
             )
         self._woken.set()
 
+    async def change(self, work: Callable[[Sources], T]) -> T:
+        """Let an operator do something to the sources between two turns.
+
+        A generation that begins with it is on disk when this returns. Raises ``AgentError`` while
+        the agent stops.
+        """
+        async with self._turning:
+            if self._stopping:
+                raise AgentError("the agent is stopping")
+            try:
+                return await self._in_worker(lambda: work(self._worker.sources))
+            finally:
+                await self._take_over(await self._in_worker(self._worker.sources.registry.take))
+                self._woken.set()
+
     async def run(self) -> None:
         """Read whatever is ready, as far as there is room for it, until ``stop``.
 
@@ -252,14 +268,17 @@ class Intake:
             turn = await self._in_worker(lambda: self._worker.turn(orders))
             for way, rows in zip(self._ways, orders.replayed, strict=True):
                 way.reserve(rows)
-            self._checkpointer.put(turn.changes.rows, turn.changes.forgotten)
             if turn.chunk is not None:
                 assert turn.harvester is not None
                 self._checkpointer.reserve(turn.harvester, turn.chunk)
-            if turn.changes.begun:
-                await self._checkpointer.flush()
+            await self._take_over(turn.changes)
         self._admit(turn.sealed)
         return turn
+
+    async def _take_over(self, changes: Changes) -> None:
+        self._checkpointer.put(changes.rows, changes.forgotten)
+        if changes.begun:
+            await self._checkpointer.flush()
 
     def _admit(self, sealed: Sealed) -> None:
         events, dead_letters = self._ways

@@ -96,6 +96,10 @@ class Packed:
         self._failed = {}
         self._studies.keep({*new, *self._cases})
 
+    def studies(self, key: FileKey) -> bool:
+        """Return whether it is being found out who that file is."""
+        return key in self._cases
+
     @property
     def pending(self) -> bool:
         """Return whether a file is open that may be closed once it is settled."""

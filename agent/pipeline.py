@@ -163,6 +163,8 @@ class Life:
         aside = [wiring.checkpointer.run(), wiring.reloading.run(), wiring.heartbeat.run()]
         if wiring.audit_topic is not None:
             aside.append(wiring.audit_topic.watch())
+        if self._errand is None:
+            aside.append(wiring.control().run())
         return [*outlets, *(way.run() for way in wiring.ways), *aside]
 
     async def _read(self) -> None:

@@ -55,6 +55,17 @@ class Limits(NamedTuple):
     disk_free_min: float
 
 
+class Census(NamedTuple):
+    """``bytes`` are those of the payloads, compressed; times are the first and the last at which
+    something was read from a file, in ms since the epoch."""
+
+    records: int
+    bytes: int
+    rows: int
+    oldest_ms: int | None
+    newest_ms: int | None
+
+
 @contextmanager
 def _of_the_disk() -> Iterator[None]:
     try:
@@ -145,6 +156,16 @@ class Queue:
             event(log, logging.ERROR, "spool.rows_damaged", queue=self.name, lost_records=lost)
             self.lost += lost
         return found
+
+    @_of_the_disk()
+    def census(self) -> Census:
+        """Return what there is to know of the rows that hold records."""
+        query = (
+            "SELECT count(*), min(nullif(first_ms, 0)), max(max_ms)"  # noqa: S608
+            f" FROM {self._table} WHERE length(payload) > 0"
+        )
+        rows, oldest_ms, newest_ms = self._connection.execute(query).fetchone()
+        return Census(self.records, self.bytes, int(rows), oldest_ms, newest_ms or None)
 
     @_of_the_disk()
     def drop_below(self, seq: int) -> None:

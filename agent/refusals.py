@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from agent.core.auditing import Note, unheard
-from agent.core.discovery import Scan, Skipped, printable
+from agent.core.discovery import Scan, Skipped, is_below, printable
 from agent.telemetry import UNREADABLE, Metrics, event
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,18 @@ class Refusals:
         return [
             {"path": printable(path), "reason": reason} for path, reason in islice(every, NAMED_MAX)
         ]
+
+    def why(self, path: str) -> tuple[str, str] | None:
+        """Return why ``path`` gives no lines, and what lies above it if that is the reason."""
+        reason = self._refused.get(path) or self._skipped.get(path)
+        if reason is not None:
+            return reason, ""
+        above = (one for one in self._unreadable.items() if is_below(path, one[0]))
+        return next(((why, f"({directory})") for directory, why in above), None)
+
+    def crowded(self, client: str) -> bool:
+        """Return whether ``client`` has more files than are taken."""
+        return client in self._crowded
 
     def _export(self, scan: Scan) -> None:
         counts: Counter[str] = Counter(scan.skipped_counts)

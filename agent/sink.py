@@ -150,6 +150,11 @@ class Outlet:
         self._renewal = asyncio.create_task(self._renew())
         self._keep(self._renewal)
 
+    def hasten(self) -> None:
+        """Try again now, and not when the backoff or the breaker's cooldown is over."""
+        self.delivery.hasten()
+        self._wake.set()
+
     async def close(self) -> None:
         """Let go of the producer and of what is on its way."""
         for task in self._tasks - self._closing:

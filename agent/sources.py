@@ -23,6 +23,7 @@ from agent.opener import Descriptor, Refused
 from agent.packed import Packed
 from agent.refusals import Refusals
 from agent.registry import Registry
+from agent.resetting import Resetting
 from agent.stuck import Stuck
 from agent.telemetry import Metrics
 from agent.turns import Turns
@@ -73,11 +74,11 @@ class Sources:
         self._metrics = metrics
         self._note = note
         self._met = Met()
-        self._packed = Packed(registry)
+        self.packed = Packed(registry)
         self._adoption = Adoption(
             open_file,
             registry,
-            self._packed,
+            self.packed,
             met=self._met,
             opened=self.opened,
             turns=turns,
@@ -95,6 +96,13 @@ class Sources:
         self._deletion = deletion
         self._stuck = Stuck(clock=clock, metrics=metrics)
         self._openings: deque[Found] = deque()
+        self.resetting = Resetting(
+            open_file,
+            registry,
+            met=self._met,
+            opened=self.opened,
+            reopen=lambda found: self._openings.append(found),  # noqa: PLW0108 - made anew
+        )
         self._failing: list[Followed] = []  # could not be read: again after the next scan
         self._hints: deque[str | None] = deque()
 
@@ -120,14 +128,14 @@ class Sources:
         self._failing.clear()
         self._scanned = True
         waited = {found.seen.key for found in self._openings}
-        self._openings = deque(todo.open)
+        self._openings = deque([*self.resetting.unopened(), *todo.open])
         self._reopen()
         new = {found.seen.key for found in todo.open if found.why == "new"}
         if self._start_at_end and self.registry.empty:
             self.registry.strangers.begin_at_end = new
         self._start_at_end = False
         self.registry.scanned(new)
-        self._packed.scanned(new)
+        self.packed.scanned(new)
         for seen in todo.linked:
             self.refusals.refuse(seen.path, "links", "another name of a file")
         self.refusals.scanned(scan)
@@ -138,12 +146,12 @@ class Sources:
         """Return the file whose turn it is, None when none is known to have something to read."""
         for _ in range(len(self._hints)):
             self._hinted(self._hints.popleft())
-        for finished, done in [*self._packed.finished(self.opened.drained)]:
+        for finished, done in [*self.packed.finished(self.opened.drained)]:
             self.opened.close(finished)
             if done is not None and finished.seen is not None:
                 self._met.see(done, finished.seen)
         strangers = self.registry.strangers
-        again = [*strangers.studies.go_on(), *self._packed.due()]
+        again = [*strangers.studies.go_on(), *self.packed.due()]
         self._openings += [Found(seen, "touched") for seen in again]
         for _ in range(min(len(self._openings), OPENINGS_A_TURN)):
             found = self._openings[0]
@@ -188,6 +196,24 @@ class Sources:
         base = self.registry.supersede(followed, Change("truncated"), file)
         self.opened.follow(followed, base, file)
 
+    def at(self, path: str) -> Followed | None:
+        """Return the file that is followed at ``path``."""
+        return self._met.at(path)
+
+    def waits(self, path: str, client: str) -> tuple[str, str] | None:
+        """Return what keeps the file at ``path`` from being read; see ``core.explaining``."""
+        followed = self._met.at(path)
+        if followed is not None and (limit := self.turns.slowed(followed.checkpoint.client)):
+            return "quota", limit
+        if followed is None and self.registry.strangers.at(path) is not None:
+            return "copy", ""
+        found = next((f for f in self._openings if f.seen.path == path), None)
+        if found is not None:
+            return ("opening" if self.opened.full else "scan"), ""
+        if followed is None and self.refusals.crowded(client):
+            return "over_limit", ""
+        return None
+
     @property
     def known(self) -> Container[FileKey]:
         """Return the files that do not count against ``source.files_max`` any more."""
@@ -217,7 +243,7 @@ class Sources:
         studying = self.registry.strangers.studies.busy
         if self._hints or studying or (self._openings and not self.waiting):
             return 0.0
-        polling = self._openings or self._packed.pending
+        polling = self._openings or self.packed.pending
         return self.turns.wait_s(ROOM_S if polling else idle_s)
 
     @property

@@ -21,7 +21,8 @@ from agent.core.batch import Batch
 from agent.core.ledger import Chunk, Ledger, Row
 from agent.core.quota import InFlight
 from agent.core.seam import Mode, Tail, mode_of
-from agent.queue import Limits, Queue
+from agent.queue import Census, Limits, Queue
+from agent.rows import Stored
 from agent.sink import Outlet
 from agent.telemetry import Metrics, event
 
@@ -35,6 +36,7 @@ FINISH_LOOK_S = 0.02
 READ_RECORDS = 2000
 """Replayed in one turn of the worker, about as much as a chunk of a file holds."""
 
+ALL_BYTES = 1 << 62
 T = TypeVar("T")
 
 
@@ -150,7 +152,24 @@ class Spooler:
             "spool_full": self.full,
         }
 
+    async def census(self) -> Census:
+        return await self._in_store(self._queue.census)
+
+    async def page(self, start: int) -> list[Stored]:
+        """Return rows from record ``start`` on, oldest first, to be looked at. None: no more."""
+        async with self._busy:
+            return await self._in_store(lambda: self._queue.oldest(start, READ_RECORDS))
+
     # ---- what others do
+
+    async def purge(self) -> int:
+        """Drop what is not on its way to Kafka, because an operator wants it; return how much."""
+        async with self._busy:
+            at = self._read_to
+            dropped = await self._in_store(lambda: self._queue.drop_oldest(at, ALL_BYTES))
+            self._count()
+        self._woken.set()
+        return dropped
 
     def admit(self, batch: Batch) -> None:
         """Take a sealed batch, of lines or of what was replayed."""

@@ -101,6 +101,10 @@ class Turns:
         client = followed.checkpoint.client
         return followed in self._ready.get(client, ()) or followed in self._slowed.get(client, ())
 
+    def slowed(self, client: str) -> str | None:
+        """Return the limit for which the files of ``client`` wait, or None."""
+        return self._spells.get(client) if client in self._slowed else None
+
     def wait_s(self, idle_s: float) -> float:
         """Return how long until ``take`` has something to do; ``idle_s`` if nobody knows."""
         if self._ready or self._turn in self._spells:  # or its spell would end later than it does

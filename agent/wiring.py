@@ -18,6 +18,7 @@ from agent.assembly import InForce, Parts, config_hash
 from agent.checkpoints import Checkpointer
 from agent.clock import Clock, SystemClock
 from agent.config import Config
+from agent.control import Control
 from agent.core.batch import Batch
 from agent.core.quota import InFlight
 from agent.heartbeat import Heartbeat
@@ -25,6 +26,7 @@ from agent.intake import Intake, Worker
 from agent.lately import Lately
 from agent.reloading import Reloading, Watched
 from agent.report import Report
+from agent.requests import Requests
 from agent.rounds import Rounds
 from agent.spool import Spool
 from agent.spooler import Spooler
@@ -74,6 +76,7 @@ class Wiring:
         # Before the rooms are made: they note what they find.
         self.note("agent.started", version=__version__, node=config.node,
                   config_hash=config_hash(config))  # fmt: skip
+        self._store = store
         self._spool = spool
         self._threads = threads
         self._acked = 0  # batches
@@ -120,6 +123,22 @@ class Wiring:
             status=report.status,
             page=report.page,
         )
+
+    def control(self) -> Control:
+        """Make what answers on the control socket, not listening yet."""
+        requests = Requests(
+            self.config,
+            intake=self.intake,
+            in_worker=self.in_worker,
+            sources=self.worker.sources,
+            ways=self.ways,
+            in_flight=self.in_flight,
+            in_store=self.in_store,
+            checkpoints=self._store.load,
+            note=self.note,
+            clock=self.clock,
+        )
+        return Control(self.config.agent.state_dir, requests.answers)
 
     def settled_batches(self) -> int:
         """Return how many batches were acknowledged or put by, to see whether a drain gets on."""

@@ -13,6 +13,7 @@ import click
 from agent import __version__
 from agent.cli.audit import audit
 from agent.cli.backfill import backfill
+from agent.cli.checkpoint import checkpoint, explain
 from agent.cli.completion import completion
 from agent.cli.doctor import doctor
 from agent.cli.running import check, demo, run
@@ -34,6 +35,8 @@ Examples:
   feedback-agent validate events.jsonl
   feedback-agent audit verify
   feedback-agent backfill /mnt/archive --root /mnt/archive --dry-run
+  feedback-agent explain /var/lib/feedback/app/events.jsonl
+  feedback-agent checkpoint list
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
 
 \b
@@ -93,5 +96,8 @@ def main() -> None:
     """Ship JSONL feedback files from this node to Kafka, at least once."""
 
 
-for _command in (run, check, demo, audit, doctor, status, validate, backfill, completion):
+for _command in (
+    *(run, check, demo, audit, doctor, status, validate, backfill, completion),
+    *(checkpoint, explain),
+):
     main.add_command(_command)

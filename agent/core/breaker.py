@@ -80,6 +80,10 @@ class Breaker:
         if self.state is not State.OPEN and silence_s >= self._policy.ack_age_max_s:
             self._open()
 
+    def hasten(self) -> None:
+        """Let the next probe go now: somebody knows more than a cooldown does."""
+        self._probe_at = min(self._probe_at, self._clock())
+
     @property
     def patience_s(self) -> float:
         """Return the silence that opens it."""

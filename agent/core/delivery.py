@@ -172,6 +172,12 @@ class Delivery:
         self.breaker.succeeded()  # Kafka has answered; isolating must not wait for a cooldown
         return self._retire(reason)
 
+    def hasten(self) -> None:
+        """Let the next try be due now, where one waits for its time."""
+        if self.phase is Phase.DOWN:
+            self.breaker.hasten()
+            self._next_s = min(self._next_s, self._clock())
+
     def renew(self) -> list[Action]:
         """Replace the producer once nothing is out, so that nothing goes twice.
 

@@ -213,7 +213,7 @@ def _digest_of(wanted: Range, pread: Callable[[int, int], bytes]) -> bytes | Non
     return digest(got) if len(got) == length else None
 
 
-Cause = Literal["same", "rewound", "truncated", "mismatch", "replaced"]
+Cause = Literal["same", "rewound", "truncated", "mismatch", "replaced", "reset"]
 
 
 class Change(Struct, frozen=True):
@@ -222,7 +222,8 @@ class Change(Struct, frozen=True):
     ``same``: go on at the watermark. Every other cause starts a new generation. ``rewound``: the
     end is gone and the beginning stands, as after a power cut. ``truncated``: shorter than the
     watermark. ``mismatch``: long enough, other content. ``replaced``: another file altogether,
-    unknown until ``discovery.continues`` has judged it; its source id is its own.
+    unknown until ``discovery.continues`` has judged it; its source id is its own. ``reset``: an
+    operator wants it; ``compare`` never says so.
     """
 
     cause: Cause
