@@ -144,7 +144,7 @@ class Chunker:
                 else:
                     if type(decoded) is Decoded:
                         tally["removed"] += decoded.removed
-                    at_ms = _event_ms(decoded, now_ms) if event_time else now_ms
+                    at_ms = event_ms(decoded, now_ms) if event_time else now_ms
                     records.append((at_ms, *record(decoded, line, start, end, now_text)))
                 start = end
             self.events.lines.add(chunk, records, now_s)
@@ -291,7 +291,7 @@ def _fits(builders: Builders, batch: Batch) -> bool:
     return batch.count > 1 or batch.partition == UNPARTITIONED or builders.fits(batch)
 
 
-def _event_ms(decoded: Event | Decoded, now_ms: int) -> int:
+def event_ms(decoded: Event | Decoded, now_ms: int) -> int:
     """Return the event's own time, or the time of reading where that is missing or suspect."""
     suspect = isinstance(decoded, Decoded) and decoded.suspect
     timestamp = decoded.event.timestamp if isinstance(decoded, Decoded) else decoded.timestamp

@@ -8,12 +8,12 @@ import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
-from agent import redaction
+from agent import outward, redaction, wire
 from agent.audit import Audit
 from agent.clock import Clock, SystemClock
 from agent.config import Config
@@ -24,12 +24,14 @@ from agent.harvester import first_generation, starting_at
 from agent.named import look
 from agent.opener import Descriptor
 from agent.positions import offset_of
+from agent.queue import Queue
 from agent.resetting import COMPRESSED, Reset, outcome
 from agent.spool import Spool
 from agent.store import Store
 from agent.telemetry import Metrics
 from agent.unpacking import content_birth, is_compressed
 
+PAGE_RECORDS = 2000
 TORN_BYTES_MAX = 1024 * 1024
 """Looked at for the end of a line; a longer one is not said to be torn."""
 
@@ -67,6 +69,17 @@ def spool(of: Taken) -> Iterator[Spool]:
     with closing(Spool(path, of.store.spooled())) as opened:
         yield opened
         of.store.save((), (), opened.bounds())
+
+
+def spooled(queue: Queue) -> Iterator[dict[str, Any]]:
+    """Yield each record of ``queue``, oldest first, as ``outward.record`` shows it."""
+    at = queue.head
+    while rows := queue.oldest(at, PAGE_RECORDS):
+        for seq, count, batch in rows:
+            at = seq + count
+            if batch is not None:
+                for number, one in enumerate(wire.records(batch), seq):
+                    yield outward.record(number, one)
 
 
 def audited(config: Config, event: str, **fields: object) -> None:

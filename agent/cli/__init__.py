@@ -15,6 +15,7 @@ from agent.cli.audit import audit
 from agent.cli.backfill import backfill
 from agent.cli.checkpoint import checkpoint, explain
 from agent.cli.completion import completion
+from agent.cli.dlq import dlq
 from agent.cli.doctor import doctor
 from agent.cli.running import check, demo, run
 from agent.cli.status import status
@@ -37,6 +38,7 @@ Examples:
   feedback-agent backfill /mnt/archive --root /mnt/archive --dry-run
   feedback-agent explain /var/lib/feedback/app/events.jsonl
   feedback-agent checkpoint list
+  feedback-agent dlq list --reason schema
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
 
 \b
@@ -98,6 +100,6 @@ def main() -> None:
 
 for _command in (
     *(run, check, demo, audit, doctor, status, validate, backfill, completion),
-    *(checkpoint, explain),
+    *(checkpoint, explain, dlq),
 ):
     main.add_command(_command)

@@ -86,6 +86,7 @@ class Recorder:
             "client": origin.client,
         }
         assert self._own.keys() == events.COLLECTOR_KEYS, "decode leaves them out of its count"
+        self._whose = [("client", origin.client.encode()), ("collector_id", origin.node.encode())]
         self._key_of = _key_of(policy.key, origin.client)
         self._source = f"1;{origin.source_id};{origin.generation};".encode()
         # No part can run into the next one: the node is a name, the others are numbers.
@@ -155,12 +156,7 @@ class Recorder:
 
     def derived_id(self, line: bytes, start: int) -> str:
         """Return the UUIDv5 (RFC 9562, 5.5) of this line at this place."""
-        name = b"%b%b%d\0%b" % (NAMESPACE, self._id_prefix, start, line)
-        digest = sha1(name, usedforsecurity=False).hexdigest()
-        return (
-            f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}"
-            f"-{_VARIANT[digest[16]]}{digest[17:20]}-{digest[20:32]}"
-        )
+        return uuid5(b"%b%d\0%b" % (self._id_prefix, start, line))
 
     def dead_letter(
         self, line: bytes, rejection: Rejection, start: int, end: int, length: int | None = None
@@ -179,6 +175,7 @@ class Recorder:
             ("reason", rejection.reason.encode()),
             ("detail", rejection.detail.encode()),
             ("source", place),
+            *self._whose,
         ]
         if rejection.event_type is not None:
             headers.append(("event_type", rejection.event_type.encode()))
@@ -214,6 +211,15 @@ class Recorder:
             text, bytes_max, torn=False
         )  # a marker may be longer than what it hides
         return text, cut or longer
+
+
+def uuid5(name: bytes) -> str:
+    """Return the UUIDv5 of ``name`` in ``NAMESPACE``."""
+    digest = sha1(NAMESPACE + name, usedforsecurity=False).hexdigest()
+    return (
+        f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}"
+        f"-{_VARIANT[digest[16]]}{digest[17:20]}-{digest[20:32]}"
+    )
 
 
 def _key_of(name: str, client: str) -> Callable[[Event, dict[str, Any] | None], bytes | None]:

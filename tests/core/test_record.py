@@ -229,6 +229,8 @@ def test_a_dead_letter_says_why_and_from_where_and_stays_json() -> None:
         "reason": b"schema",
         "detail": b"rating: expected int <= 5",
         "source": b"1;8a7f;2;7;99",
+        "client": b"checkout",
+        "collector_id": b"node-7",
         "event_type": b"user_feedback",
     }
 
