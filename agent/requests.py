@@ -132,7 +132,8 @@ class Requests:
     async def _spool(self, _fields: Fields, _asker: Asker) -> AsyncIterator[object]:
         for name, way in self._ways.items():
             census = await way.census()
-            yield {"queue": name, **census._asdict(), **way.status()}
+            problem = way.outlet.problem
+            yield {"queue": name, "problem": problem, **census._asdict(), **way.status()}
 
     async def _drain(self, _fields: Fields, asker: Asker) -> AsyncIterator[object]:
         for name, way in self._ways.items():

@@ -18,6 +18,7 @@ from agent.cli.completion import completion
 from agent.cli.dlq import dlq
 from agent.cli.doctor import doctor
 from agent.cli.running import check, demo, run
+from agent.cli.spool import spool
 from agent.cli.status import status
 from agent.cli.validate import validate
 from agent.errors import EXIT_INVARIANT, EXIT_USAGE, AgentError
@@ -39,6 +40,7 @@ Examples:
   feedback-agent explain /var/lib/feedback/app/events.jsonl
   feedback-agent checkpoint list
   feedback-agent dlq list --reason schema
+  feedback-agent spool list
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
 
 \b
@@ -100,6 +102,6 @@ def main() -> None:
 
 for _command in (
     *(run, check, demo, audit, doctor, status, validate, backfill, completion),
-    *(checkpoint, explain, dlq),
+    *(checkpoint, explain, dlq, spool),
 ):
     main.add_command(_command)

@@ -1,11 +1,10 @@
 """``feedback-agent dlq``."""
 
-import asyncio
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from agent.cli.options import AS_JSON, CONFIG, load
 from agent.errors import EXIT_FOUND, EXIT_OK
 
 SCREEN_LETTERS = 50
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -80,9 +80,9 @@ def dlq_list(*, as_json: bool, limit: int | None, **selected: Any) -> None:
 
     where, wanted = _where(selected)
     if as_json and limit is None:
-        asyncio.run(_print(where, wanted, payload=False))
+        _run(_print(where, wanted, payload=False))
         return
-    found = asyncio.run(dead_letters.newest(where, wanted, limit or SCREEN_LETTERS))
+    found = _run(dead_letters.newest(where, wanted, limit or SCREEN_LETTERS))
     if as_json:
         for letter in found.letters:
             click.echo(json.dumps(dead_letters.as_json(letter, payload=False)))
@@ -106,7 +106,7 @@ def dlq_show(*, as_json: bool, id: str, raw: bool, **selected: Any) -> None:  # 
     from agent.operator import dead_letters
 
     where, wanted = _where(selected)
-    letter = asyncio.run(dead_letters.one(where, wanted, id))
+    letter = _run(dead_letters.one(where, wanted, id))
     if raw:
         sys.stdout.buffer.write(letter.value)
     elif as_json:
@@ -129,14 +129,14 @@ def dlq_export(*, output: Path | None, **selected: Any) -> None:
     """
     where, wanted = _where(selected)
     if output is None:
-        asyncio.run(_print(where, wanted, payload=True))
+        _run(_print(where, wanted, payload=True))
         return
     try:
         fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise click.BadParameter(f"{output}: {error.strerror}", param_hint="--output") from None
     with os.fdopen(fd, "w") as file:
-        asyncio.run(_print(where, wanted, payload=True, file=file))
+        _run(_print(where, wanted, payload=True, file=file))
 
 
 @dlq.command("replay")
@@ -173,7 +173,7 @@ def dlq_replay(
         raise click.UsageError(f"{path.parent}: {hint}")
     wish = replay_letters.Wish(path, schema_dir, force=force, dry_run=dry_run)
     told = replay_letters.Told(as_json=as_json)
-    counts = asyncio.run(replay_letters.replay(where, wanted, ids, wish, told.one))
+    counts = _run(replay_letters.replay(where, wanted, ids, wish, told.one))
     told.all(counts)
     return EXIT_OK if set(counts) <= replay_letters.GOOD else EXIT_FOUND
 
@@ -212,6 +212,12 @@ def _where(selected: dict[str, Any]) -> tuple[Any, Any]:
     return where, Wanted(
         selected["reason"], selected["client"], selected["since_ms"], selected["until_ms"]
     )
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio  # not for --version
+
+    return asyncio.run(work)
 
 
 async def _print(where: Any, wanted: Any, *, payload: bool, file: Any = None) -> None:
