@@ -232,7 +232,7 @@ class Sources:
         """
         strangers = self.registry.strangers
         unsure = strangers.studies.busy or strangers.undecided()
-        return self.idle and not unsure and not self._packed.unsure(strangers.copies())
+        return self.idle and not unsure and not self.packed.unsure(strangers.copies())
 
     def shares(self) -> dict[FileKey, float]:
         """Return how much of each file that was met is settled, from 0 to 1."""
