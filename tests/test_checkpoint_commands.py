@@ -158,6 +158,39 @@ def test_what_is_passed_over_is_said_and_not_sent(agent: Agent) -> None:
     assert event_id(1000) not in arrivals(agent)
 
 
+def test_what_cannot_be_audited_is_not_done(agent: Agent) -> None:
+    """With the agent down nobody else would know of it."""
+    agent.start()
+    agent.until_delivered(LINES)
+    assert 0 == agent.stop()
+    before, log = listed(agent, "--all"), agent.state_dir / "audit.jsonl"
+    log.unlink()
+    log.mkdir()
+
+    result = call(agent, "checkpoint", "reset", PATH, "--to", "start", "--yes", exit_code=1)
+
+    assert "nothing was changed" in result.stderr
+    assert before == listed(agent, "--all")
+
+
+def test_a_file_that_is_closed_for_another_begins_again_too(
+    tmp_path: Path, embedded: EmbeddedKafka
+) -> None:
+    """No scan finds it changed: it is opened because it was reset."""
+    few = {"descriptors_max": 1, "scan_s": 0.2}
+    with Agent(tmp_path, mock_topics(embedded), source=few) as agent:
+        for name in ("a", "b"):
+            append(agent.root / f"app/{name}.jsonl", [feedback(ord(name), comment=name)])
+        agent.start()
+        agent.until_delivered(2)
+        agent.until(lambda: all(row["watermark"] for row in listed(agent)), "both are settled")
+        for path in ("app/a.jsonl", "app/b.jsonl"):
+            call(agent, "checkpoint", "reset", path, "--to", "start", "--yes")
+        agent.until_delivered(4)
+        assert 0 == agent.stop()
+        assert [[0, 1], [0, 1]] == [sorted(found) for found in arrivals(agent).values()]
+
+
 def test_compressed_files_are_not_reset(agent: Agent) -> None:
     """Their content has another source, and its offsets are nothing a file can be opened at."""
     packed = agent.root / "app/y.jsonl.1.gz"

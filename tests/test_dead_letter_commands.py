@@ -167,6 +167,8 @@ def test_the_store_is_looked_at_with_the_agent_up_and_down(tmp_path: Path, runni
         assert REASONS == counted(said(agent, "list", *store), "reason")
         shown = json.loads(call(agent, "show", "store:0", *store).stdout)
         assert shown["value"].endswith('"mail":"[EMAIL]"}')
+        newest = said(agent, "list", "--limit", "2", *store)
+        assert ["store:3", "store:4"] == [row["id"] for row in newest]
         call(agent, "purge", input="n\n", exit_code=130)
         assert 5 == len(said(agent, "list", *store))
         assert "5 dead letters dropped" in call(agent, "purge", "--yes").stdout

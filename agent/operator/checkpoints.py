@@ -119,16 +119,14 @@ def say(made: Reset, begins: str) -> None:
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:
-    out = console()
-    shown = table(
-        "path", "client", "source", "gen", "watermark", "gone", right=("gen", "watermark")
-    )
+    out, gone = console(), any(row["gone_at"] is not None for row in rows)
+    names = ("path", "source", "gen", "watermark", *(("gone",) if gone else ()))
+    shown = table(*names, right=("gen", "watermark"))
+    shown.columns[1].no_wrap = True
     for row in rows:
-        gone = "" if row["gone_at"] is None else _at(row["gone_at"])
-        names = row["path"], row["client"], row["source"]
-        shown.add_row(
-            *map(cell, names), str(row["generation"]), f"{row['watermark']:,}", cell(gone)
-        )
+        since = "" if row["gone_at"] is None else _at(row["gone_at"])
+        place = f"{row['generation']}", f"{row['watermark']:,}"
+        shown.add_row(cell(row["path"]), cell(row["source"]), *place, *((since,) if gone else ()))
     out.print(shown)
     out.print(f"{len(rows)} checkpoints")
 

@@ -26,15 +26,15 @@ class Found(NamedTuple):
 
 async def newest(where: Where, wanted: Wanted, limit: int) -> Found:
     """Return the newest ``limit`` and the count of all."""
-    kept: list[Letter] = []
+    kept: list[tuple[int, int, Letter]] = []  # of those of one moment the later one is newer
     counts = Counter[tuple[str, str]]()
     async with aclosing(letters(where, wanted)) as found:
         async for letter in found:
             counts[letter.reason, letter.client] += 1
-            kept.append(letter)
+            kept.append((letter.timestamp_ms, counts.total(), letter))
             if len(kept) >= limit + KEPT:
-                kept = nlargest(limit, kept, key=_at)
-    return Found(sorted(nlargest(limit, kept, key=_at), key=_at), counts)
+                kept = nlargest(limit, kept, key=_age)
+    return Found([letter for *_, letter in reversed(nlargest(limit, kept, key=_age))], counts)
 
 
 async def one(where: Where, wanted: Wanted, name: str) -> Letter:
@@ -45,8 +45,8 @@ async def one(where: Where, wanted: Wanted, name: str) -> Letter:
     raise AgentError(f"there is no dead letter {name}: `feedback-agent dlq list` shows the ids")
 
 
-def _at(letter: Letter) -> int:
-    return letter.timestamp_ms
+def _age(kept: tuple[int, int, Letter]) -> tuple[int, int]:
+    return kept[:2]
 
 
 def as_json(letter: Letter, *, payload: bool) -> dict[str, Any]:
@@ -92,6 +92,8 @@ def show_list(found: Found) -> None:
         out.print("no dead letters")
         return
     shown = table("id", "read at", "reason", "client", "bytes", "detail", right=("bytes",))
+    for column in shown.columns[:3]:
+        column.no_wrap = True
     for letter in found.letters:
         shown.add_row(
             letter.id,

@@ -55,6 +55,8 @@ def drain(config: Config, wait_s: float) -> list[dict[str, Any]]:
     clock, first = SystemClock(), left(found)
     hastened_s = clock.monotonic()
     ends_s = hastened_s + wait_s
+    if not first:
+        return found
     with progress(console(stderr=True)) as bar:
         task = bar.add_task("replaying", total=first, rate="")
         while left(found) and clock.monotonic() < ends_s:
