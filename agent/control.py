@@ -1,6 +1,6 @@
-"""The control socket: what a command may ask of the agent that owns the state directory. Both ends.
+"""The control socket: what a command may ask of the agent that owns the state directory.
 
-One request a connection, JSON lines:
+``agent.asking`` is the other end. One request a connection, JSON lines:
 
     -> {"version": 1, "ask": "explain", "with": {"path": "app/x.jsonl"}}
     <- {"item": ...}                          as often as there is something
@@ -18,31 +18,23 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from agent.errors import AgentError, NotRunning, StoreError
+from agent.control_wire import ANSWER_S, VERSION, address_in, encoded
+from agent.errors import AgentError, StoreError
 from agent.telemetry import event
 
 log = logging.getLogger(__name__)
 
-NAME = "control.sock"
-VERSION = 1
 REQUEST_BYTES_MAX = 64 * 1024
-ANSWER_BYTES_MAX = 256 * 1024 * 1024
-"""Of one item, as the asker reads it: more is no agent."""
 CONNECTIONS_MAX = 8
 REQUEST_S = 5.0
 """Within which a request must have come."""
-ANSWER_S = 60.0
-"""Within which the next item must come, or be taken."""
-ADDRESS_BYTES_MAX = 107
-"""Of ``sun_path``, the NUL at its end left off (unix(7))."""
 MODE = 0o600
 
 _PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
-_ASCII = json.JSONEncoder().encode  # and not msgspec: it takes a path that is not UTF-8
 
 
 class Asker(NamedTuple):
@@ -76,7 +68,7 @@ class Control:
     async def run(self) -> None:
         with contextlib.ExitStack() as keep:
             try:
-                address = keep.enter_context(_address(self._directory))
+                address = keep.enter_context(address_in(self._directory))
                 listening = keep.enter_context(_listening(address))
             except OSError as error:
                 event(log, logging.WARNING, "control.unavailable", detail=error.strerror,
@@ -107,7 +99,7 @@ class Control:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async for line in self._lines(reader, _asker(writer.get_extra_info("socket"))):
-                writer.write(_ASCII(line).encode() + b"\n")
+                writer.write(encoded(line))
                 async with asyncio.timeout(ANSWER_S):
                     await writer.drain()
             writer.close()
@@ -146,50 +138,6 @@ class Control:
             yield {"error": f"{type(error).__name__}: the agent's log says more"}
         else:
             yield {"done": True}
-
-
-def ask(directory: Path, question: str, /, **fields: object) -> Iterator[Any]:
-    """Ask the agent that runs over the state directory ``directory``; yield its answer.
-
-    Raises ``NotRunning`` where nobody listens, ``AgentError`` with what the agent says.
-    """
-    with contextlib.ExitStack() as keep:
-        connection = keep.enter_context(_connected(directory))
-        request = {"version": VERSION, "ask": question, "with": fields}
-        with contextlib.suppress(BrokenPipeError):  # it said why, and did not listen
-            connection.sendall(_ASCII(request).encode() + b"\n")
-        lines: BinaryIO = keep.enter_context(connection.makefile("rb"))
-        while True:
-            try:
-                line = lines.readline(ANSWER_BYTES_MAX)
-            except TimeoutError:
-                raise AgentError(f"the agent did not answer within {ANSWER_S:.0f} s") from None
-            except ConnectionError:
-                line = b""
-            if not line.endswith(b"\n"):
-                raise AgentError("the agent ended before it had answered: look at its log")
-            said = json.loads(line)
-            if "error" in said:
-                raise AgentError(str(said["error"]))
-            if "item" not in said:
-                return
-            yield said["item"]
-
-
-def _connected(directory: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(ANSWER_S)
-    try:
-        with _address(directory) as address:
-            connection.connect(address)
-    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-        connection.close()
-        raise NotRunning(f"no agent answers at {directory / NAME}") from None
-    except OSError as error:
-        connection.close()
-        why = f"{directory / NAME}: {error.strerror}: ask as the agent's own user, or as root"
-        raise AgentError(why) from None
-    return connection
 
 
 async def _request(reader: asyncio.StreamReader) -> tuple[str, Fields]:
@@ -244,17 +192,3 @@ def _remove(address: str) -> None:
     with contextlib.suppress(OSError):
         if stat.S_ISSOCK(os.lstat(address).st_mode):
             os.unlink(address)  # noqa: PTH108 - an address, in /proc perhaps
-
-
-@contextlib.contextmanager
-def _address(directory: Path) -> Iterator[str]:
-    """Yield by what the socket can be reached, a short way where its own path is too long."""
-    path = str(directory / NAME)
-    if len(os.fsencode(path)) <= ADDRESS_BYTES_MAX:
-        yield path
-        return
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{NAME}"
-    finally:
-        os.close(fd)

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from agent import control, offline
+from agent import asking, offline
 from agent.clock import SystemClock
 from agent.config import Config
 from agent.core.revival import Letter, Wanted
@@ -74,7 +74,7 @@ def _stored(config: Config) -> Iterator[Letter]:
     if not (config.agent.state_dir / "spool.db").exists():
         return
     try:
-        pages: Iterator[Any] = control.ask(config.agent.state_dir, "export", queue=QUEUE)
+        pages: Iterator[Any] = asking.ask(config.agent.state_dir, "export", queue=QUEUE)
         for page in pages:
             yield from map(_letter, page)
     except NotRunning:

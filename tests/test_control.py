@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from agent.control import NAME, REQUEST_BYTES_MAX, Answer, Asker, Control, Fields, ask
+from agent.asking import ask
+from agent.control import REQUEST_BYTES_MAX, Answer, Asker, Control, Fields
+from agent.control_wire import NAME
 from agent.errors import AgentError, NotRunning, StoreError
 
 PONG = b'{"version":1,"ask":"count","with":{"to":1}}\n'

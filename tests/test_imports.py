@@ -19,6 +19,7 @@ from agent.cli import main
 main()
 """
 OPTIONAL = {
+    "agent.asking",
     "agent.demo",
     "agent.operator.backfill",
     "agent.operator.doctor",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agent import control, offline
+from agent import asking, offline
 from agent.config import Config
 from agent.core.explaining import Doing, Known, Named, Verdict, explain
 from agent.errors import AgentError, NotRunning
@@ -37,7 +37,7 @@ class Explained(NamedTuple):
 def listed(config: Config) -> Iterator[dict[str, Any]]:
     """Yield every checkpoint on disk, tombstones too, as ``outward.checkpoint`` shows it."""
     try:
-        for page in control.ask(config.agent.state_dir, "checkpoints"):
+        for page in asking.ask(config.agent.state_dir, "checkpoints"):
             yield from page
     except NotRunning:
         with offline.taken(config) as state:
@@ -67,7 +67,7 @@ def reset(config: Config, given: str, to: str, *, dry_run: bool) -> Reset:
     assert wanted is not None, "checked by who parses the command"
     path = _below(config, given)
     try:
-        answer = control.ask(config.agent.state_dir, "reset", path=path, to=to, dry_run=dry_run)
+        answer = asking.ask(config.agent.state_dir, "reset", path=path, to=to, dry_run=dry_run)
         (made,) = answer
         return msgspec.convert(made, Reset)
     except NotRunning:
@@ -82,7 +82,7 @@ def explained(config: Config, given: str) -> Explained:
         named = Named(path=given, why_not="outside", detail=str(config.source.root))
         return Explained(False, named, None, explain(named, None, Doing(running=True)))
     try:
-        (found,) = control.ask(config.agent.state_dir, "explain", path=path)
+        (found,) = asking.ask(config.agent.state_dir, "explain", path=path)
         facts = msgspec.convert((found["named"], found["known"], found["doing"]), offline.Facts)
         running = True
     except NotRunning:

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from heapq import nlargest
 from typing import Any, NamedTuple
 
-from agent import control, offline
+from agent import asking, offline
 from agent.config import Config
 from agent.core.revival import Letter, Wanted
 from agent.errors import AgentError, NotRunning
@@ -71,7 +71,7 @@ def as_json(letter: Letter, *, payload: bool) -> dict[str, Any]:
 def purge(config: Config) -> int:
     """Drop all that is in the store; return how many. What is on its way to Kafka stays."""
     try:
-        (purged,) = control.ask(config.agent.state_dir, "purge", queue=QUEUE)
+        (purged,) = asking.ask(config.agent.state_dir, "purge", queue=QUEUE)
         return int(purged["records"])
     except NotRunning:
         with offline.taken(config) as state, offline.spool(state) as spool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from agent import control, offline
+from agent import asking, offline
 from agent.clock import SystemClock
 from agent.config import Config
 from agent.errors import NotRunning
@@ -24,7 +24,7 @@ def queues(config: Config) -> Iterator[dict[str, Any]]:
     """Yield each queue: its records, bytes, rows, the first and the last time at which something
     in it was read, and, of a running agent, what it is doing with it."""
     try:
-        yield from control.ask(config.agent.state_dir, "spool")
+        yield from asking.ask(config.agent.state_dir, "spool")
     except NotRunning:
         with offline.taken(config) as state, offline.spool(state) as spool:
             for name, queue in spool.queues.items():
@@ -37,7 +37,7 @@ def exported(config: Config, queue: str) -> Iterator[dict[str, Any]]:
     The agent goes on meanwhile: what it replays before it is reached is not among them.
     """
     try:
-        for page in control.ask(config.agent.state_dir, "export", queue=queue):
+        for page in asking.ask(config.agent.state_dir, "export", queue=queue):
             yield from page
     except NotRunning:
         with offline.taken(config) as state, offline.spool(state) as spool:
@@ -49,7 +49,7 @@ def drain(config: Config, wait_s: float) -> list[dict[str, Any]]:
     is up. Raises ``NotRunning``."""
     directory = config.agent.state_dir
     try:
-        found = list(control.ask(directory, "drain"))
+        found = list(asking.ask(directory, "drain"))
     except NotRunning:
         raise NotRunning(START_IT) from None
     clock, first = SystemClock(), left(found)
@@ -63,7 +63,7 @@ def drain(config: Config, wait_s: float) -> list[dict[str, Any]]:
             time.sleep(LOOK_S)
             again = clock.monotonic() >= hastened_s + HASTEN_S
             hastened_s = clock.monotonic() if again else hastened_s
-            found = list(control.ask(directory, "drain" if again else "spool"))
+            found = list(asking.ask(directory, "drain" if again else "spool"))
             bar.update(task, completed=max(0, first - left(found)), rate=_problem(found))
     return found
 

@@ -3,7 +3,8 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.explaining import FINDINGS, Doing, Known, Named, State, explain
+from agent.core.explaining import Doing, Known, Named, explain
+from agent.core.findings import FINDINGS, State
 
 CODES = st.sampled_from(sorted(FINDINGS))
 PAUSES = ("no_kafka", "spooling", "spool_full", "catching_up", "in_flight", "stopping")
