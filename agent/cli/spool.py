@@ -64,7 +64,7 @@ def spool_drain(config_path: Path | None, as_json: bool, wait_s: float) -> int:
 
 @spool.command("export")
 @CONFIG
-@click.option("--queue", default="events", show_default=True,
+@click.option("--queue", default="events", show_default=True, help="Which one.",
               type=click.Choice(["events", "dead_letters"]))  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="A new file.  [default: stdout]")
 def spool_export(config_path: Path | None, queue: str, output: Path | None) -> None:
