@@ -28,6 +28,7 @@ from agent.core.formats import epoch_s
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk, Row
 from agent.core.lines import NUL, Piece
+from agent.core.places import Place, hulls, parse_place
 from agent.core.policy import SchemaPolicy
 from agent.core.record import Origin, Recorder, RecordPolicy
 from agent.core.redact import Redaction, Redactor
@@ -174,6 +175,7 @@ class Chunker:
             records = wire.in_file_order(records)
         if span is not None:
             span.lap("decode")
+        _say_whose(records)
         for row, record in records:
             at_ms = record.timestamp_ms if self._policy.event_time else now_ms
             stream.kafka.add(row, [(at_ms, record.key, record.value, record.headers)], now_s)
@@ -284,6 +286,17 @@ class Chunker:
         chunk.rejected = tally.total()
         for reason, lines in tally.items():
             metrics.lines_rejected.labels(reason).inc(lines)
+
+
+def _say_whose(records: Sequence[tuple[Row, wire.Record]]) -> None:
+    """Let rows say of which files they hold lines: a restart knows it from the records alone."""
+    found: dict[Row, list[Place]] = {}
+    for row, record in records:
+        place = parse_place(dict(record.headers).get("source", b""))
+        if place is not None:
+            found.setdefault(row, []).append(place)
+    for row, places in found.items():
+        row.lines_of = hulls(places)
 
 
 def _fits(builders: Builders, batch: Batch) -> bool:

@@ -102,7 +102,7 @@ class Harvester:
             # Cut short between the probe and now. An impossible tail makes the first read say so.
             tail = b"\0" * (end - start)
         self.cursor = Cursor(base.watermark, tail, line_bytes_max)
-        self.ledger = Ledger(base.watermark, tail)
+        self.ledger = Ledger(base.watermark, tail, (base.source_id, base.generation))
         self._base = base
 
     @property

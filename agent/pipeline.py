@@ -113,6 +113,7 @@ class Life:
             return await self._run()
         finally:
             wiring.note("agent.stopped", unsettled_events=wiring.in_flight.events)
+            await wiring.receipts.close()
             await wiring.parts.audit.close()
             if copy is not None:
                 ends_s = self._ends_s
@@ -161,6 +162,7 @@ class Life:
         wiring = self._wiring
         outlets = [way.outlet.run() for way in wiring.ways]
         aside = [wiring.checkpointer.run(), wiring.reloading.run(), wiring.heartbeat.run()]
+        aside.append(wiring.receipts.run())
         if wiring.audit_topic is not None:
             aside.append(wiring.audit_topic.watch())
         if self._errand is None:

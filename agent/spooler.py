@@ -19,7 +19,9 @@ from agent.clock import wait_event
 from agent.core.auditing import Note, unheard
 from agent.core.batch import Batch
 from agent.core.ledger import Chunk, Ledger, Row
+from agent.core.places import Place
 from agent.core.quota import InFlight
+from agent.core.receipts import Window
 from agent.core.seam import Mode, Tail, mode_of
 from agent.queue import Census, Limits, Queue
 from agent.rows import Stored
@@ -73,6 +75,8 @@ class Spooler:
         in_flight: What was read from the spool, as what was read from files.
         settle: Called with the chunks of each batch that is on disk.
         changed: Called when there may be something to read again, from files or from here.
+        stored: Called for each batch that is on disk, with where its lines come from and which
+            records of the queue it is, the first and the last.
         note: Of the audit log.
     """
 
@@ -86,6 +90,7 @@ class Spooler:
         in_flight: InFlight,
         settle: Callable[[Iterable[Chunk]], None],
         changed: Callable[[], None],
+        stored: Callable[[Iterable[Place], Window], None] = lambda _places, _window: None,
         note: Note = unheard,
         metrics: Metrics,
     ) -> None:
@@ -101,6 +106,7 @@ class Spooler:
         self._bytes_max = queue.bytes_max(rules.limits)
         self._settle = settle
         self._changed = changed
+        self._stored = stored
         self._note = note
         self._metrics = metrics
         self._tail = Tail(rules.tail_share)
@@ -283,6 +289,8 @@ class Spooler:
         self._incoming = []
         chunks = [chunk for batch in (*held, *incoming) for chunk in batch.chunks]
         records = sum(batch.count for batch in (*held, *incoming))
+        whose = [(batch.places, batch.count) for batch in (*held, *incoming)]
+        at = self._end
         following = self._following(incoming)
         self._stand_for_rows([*held, *following])
         self._end += records
@@ -293,6 +301,9 @@ class Spooler:
             self._tail.appended(records)
         self.stored_batches += len(held) + len(incoming)
         self._metrics.spooled.labels(self.outlet.name).inc(records)
+        for places, count in whose:
+            self._stored(places, (at, at + count - 1))
+            at += count
         self._settle(chunks)
         for batch in (*held, *incoming):
             batch.end_span("spooled")
@@ -320,6 +331,7 @@ class Spooler:
         for batch in held:
             row = Row(self.ledger, self._read_to, batch.count, batch.raw_bytes)
             row.open_batches = 1
+            row.lines_of = batch.places
             batch.chunks = [row]
             self._read_to = row.end
             self.in_flight.add(row)

@@ -299,6 +299,9 @@ class Metrics:
         self.audit_unsent = self._gauge(
             "audit_unsent", "Records of the audit log that audit.topic has not got."
         )
+        self.receipts_lost = self._counter(
+            "receipts_lost", "Receipts that were not written; verify then reads more of the topic."
+        )
 
     def _otlp(self) -> None:
         self.otlp_failures = self._counter(

@@ -24,6 +24,7 @@ from agent.core.quota import InFlight
 from agent.heartbeat import Heartbeat
 from agent.intake import Intake, Worker
 from agent.lately import Lately
+from agent.receipts import Receipts
 from agent.reloading import Reloading, Watched
 from agent.report import Report
 from agent.requests import Requests
@@ -81,6 +82,13 @@ class Wiring:
         self._threads = threads
         self._acked = 0  # batches
         self.checkpointer = self._checkpoint(store)
+        self.receipts = Receipts(
+            config.agent.state_dir,
+            config.receipts,
+            {"events": config.kafka.topic, "dead_letters": config.dlq.topic},
+            clock=self.clock,
+            metrics=self.metrics,
+        )
         self.events = self._way("events", config.kafka.topic)
         self.dead_letters = self._way("dead_letters", config.dlq.topic)
         self.ways = self.events, self.dead_letters
@@ -158,6 +166,7 @@ class Wiring:
         self.metrics.acked(outlet, batch, latency_s, self.clock.monotonic())
         if outlet == "events":
             self.parts.pace.acked(latency_s)
+        self.receipts.acked(outlet, batch, kafka_offset)
         if batch.span is not None:
             batch.span.acked(kafka_offset)
         self.checkpointer.settle(batch.chunks)
@@ -202,6 +211,7 @@ class Wiring:
             in_flight=InFlight(self.config.in_flight),
             settle=self.checkpointer.settle,
             changed=lambda: self.intake.wake(),  # noqa: PLW0108 - it is made after this
+            stored=partial(self.receipts.spooled, name),
             note=self.note,
             metrics=self.metrics,
         )

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pytest
 from aiokafka import ConsumerRecord
 
+from agent.core.places import Place, parse_place
 from agent.core.reasons import REASONS, Reason
 from agent.demo.broker import EmbeddedKafka
-from agent.demo.oracle import Place, parse_place
 from agent.demo.scene import Topics
 from tests import conftest, real_kafka
 from tests.running import Agent, append, feedback, mock_topics, records, source_of

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from agent.demo.oracle import parse_place
+from agent.core.places import parse_place
 from agent.demo.scene import Topics
 from tests import conftest
 from tests.running import (

@@ -17,8 +17,8 @@ from aiokafka import ConsumerRecord
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.core.discovery import printable
+from agent.core.places import parse_place
 from agent.demo.broker import EmbeddedKafka
-from agent.demo.oracle import parse_place
 from agent.demo.scene import Topics
 from tests.running import Agent, append, event_id, feedback, mock_topics, records
 

@@ -10,6 +10,7 @@ import pytest
 
 from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
+from agent.core.places import parse_place
 from agent.core.policy import SchemaPolicy
 from agent.core.record import KafkaRecord, Origin, Recorder, RecordPolicy
 from agent.demo import app, oracle
@@ -264,7 +265,7 @@ def test_a_record_of_no_line_is_foreign(arrivals: list[Arrival], place: bytes) -
 
 
 def test_half_a_line_is_foreign_and_its_line_is_lost(arrivals: list[Arrival]) -> None:
-    place = oracle.parse_place(dict(arrivals[0].headers)["source"])
+    place = parse_place(dict(arrivals[0].headers)["source"])
     assert place is not None
     half = b"1;%s;1;0;%d" % (place.source.encode(), place.end - 9)
 

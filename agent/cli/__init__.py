@@ -21,6 +21,7 @@ from agent.cli.running import check, demo, run
 from agent.cli.spool import spool
 from agent.cli.status import status
 from agent.cli.validate import validate
+from agent.cli.verify import verify
 from agent.errors import EXIT_INVARIANT, EXIT_USAGE, AgentError
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ Examples:
   feedback-agent checkpoint list
   feedback-agent dlq list --reason schema
   feedback-agent spool list
+  feedback-agent verify --consumer-config reader.yaml
   FEEDBACK_AGENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 feedback-agent run
 
 \b
@@ -102,6 +104,6 @@ def main() -> None:
 
 for _command in (
     *(run, check, demo, audit, doctor, status, validate, backfill, completion),
-    *(checkpoint, explain, dlq, spool),
+    *(checkpoint, explain, dlq, spool, verify),
 ):
     main.add_command(_command)

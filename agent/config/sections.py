@@ -16,6 +16,7 @@ from agent.core.policy import (
     Name,
     Policy,
     PositiveSeconds,
+    ReceiptsPolicy,
     RetryPolicy,
     SchemaPolicy,
     Seconds,
@@ -212,6 +213,7 @@ class Config(Policy, frozen=True, kw_only=True):
     dlq: Dlq = field(default_factory=Dlq)
     quota: Quota = field(default_factory=Quota)
     audit: Audit = field(default_factory=Audit)
+    receipts: ReceiptsPolicy = field(default_factory=ReceiptsPolicy)
     http: Http = field(default_factory=Http)
     otlp: Otlp = field(default_factory=Otlp)
     log: Log = field(default_factory=Log)

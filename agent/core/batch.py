@@ -8,6 +8,7 @@ node and the brokers about as much as a hundred lines.
 """
 
 from agent.core.ledger import Chunk
+from agent.core.places import Place, hulls
 from agent.core.policy import BatchPolicy
 from agent.core.tracing import BatchSpan, Outcome
 
@@ -57,6 +58,11 @@ class Batch:
         span, self.span = self.span, None
         if span is not None:
             span.settled(outcome, error)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Return where its lines come from: one range for each file, more than they may be."""
+        return hulls(place for chunk in self.chunks for place in chunk.places)
 
 
 class Pace:

@@ -7,6 +7,8 @@ the watermark can stop.
 
 from collections import deque
 
+from agent.core.places import Life, Place
+
 
 class Chunk:
     """Lines ``[start, end)`` of one generation, read at once.
@@ -31,19 +33,33 @@ class Chunk:
         """Return what it weighs against ``in_flight``."""
         return self.end - self.start
 
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Return where its lines come from; nothing where nobody asks for receipts of them."""
+        life = self.ledger.life
+        return () if life is None else (Place(*life, self.start, self.end),)
+
 
 class Row(Chunk):
-    """One row of the spool, which is a source like a file: its offsets are numbers of records."""
+    """One row of the spool, which is a source like a file: its offsets are numbers of records.
 
-    __slots__ = ("raw_bytes",)
+    ``lines_of`` is where the lines of its records come from.
+    """
+
+    __slots__ = ("lines_of", "raw_bytes")
 
     def __init__(self, ledger: "Ledger", start: int, records: int, raw_bytes: int) -> None:
         super().__init__(ledger, start, start + records, b"", records)
         self.raw_bytes = raw_bytes
+        self.lines_of: tuple[Place, ...] = ()
 
     @property
     def bytes(self) -> int:
         return self.raw_bytes
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return self.lines_of
 
 
 class Ledger:
@@ -54,9 +70,11 @@ class Ledger:
     still, and that is the point: we would rather send twice than skip.
     """
 
-    __slots__ = ("_next", "_open", "_passed", "mark")
+    __slots__ = ("_next", "_open", "_passed", "life", "mark")
 
-    def __init__(self, watermark: int, tail: bytes) -> None:
+    def __init__(self, watermark: int, tail: bytes, life: Life | None = None) -> None:
+        self.life = life
+        """Of which file it keeps the books, None where it is none's."""
         self.mark = watermark, tail
         """The watermark and the bytes before it, of which its anchor is made: one object, so that
         another thread never sees one without the other."""

@@ -60,6 +60,16 @@ class ClientQuotaPolicy(Policy, frozen=True):
     """How many seconds' worth of either a client that was quiet may have at once."""
 
 
+class ReceiptsPolicy(Policy, frozen=True):
+    """What is kept of acknowledgements, for a proof of delivery."""
+
+    enabled: bool = True
+    keep_s: PositiveSeconds = 259_200.0
+    bytes_max: Annotated[int, Meta(ge=MIB)] = 64 * MIB
+    write_s: Annotated[float, Meta(ge=0.01, le=3600)] = 10.0
+    """Between two writes; what a crash may take of them."""
+
+
 class SpoolPolicy(Policy, frozen=True):
     enabled: bool = True
     bytes_max: Annotated[int, Meta(ge=MIB)] | None = None

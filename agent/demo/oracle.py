@@ -12,13 +12,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from msgspec import Struct, field
 
 from agent.core.events import COLLECTOR_KEYS, SCHEMA_VERSION
 from agent.core.identity import source_id
+from agent.core.places import Place, parse_place
 from agent.core.reasons import REASONS
 from agent.opener import birth_of
 
@@ -27,7 +28,6 @@ EXAMPLES_MAX = 10
 Judge = Callable[[object], str | None]
 """Gets a line's JSON, None where it is none. Returns its defect, None for a good line."""
 
-_FORMAT: Final = "1"  # of the header
 _NONE, _UNKNOWN = -1, -2  # reason index of an event; of a dead letter whose reason is none of ours
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -43,13 +43,6 @@ class Arrival(NamedTuple):
     headers: Sequence[tuple[str, bytes]]
     produced_ms: int
     received_ns: int
-
-
-class Place(NamedTuple):
-    source: str
-    generation: int
-    start: int
-    end: int
 
 
 class Row(NamedTuple):
@@ -107,16 +100,6 @@ class Arrivals:
             return
         rows = self.by_source.setdefault(place.source, Rows())
         rows.append(_dead_row(arrival, headers, place) if arrival.dead else _row(arrival, place))
-
-
-def parse_place(header: bytes) -> Place | None:
-    """Read ``1;<source id>;<generation>;<start>;<end>``, None if it is anything else."""
-    try:
-        version, source, generation, start, end = header.decode("ascii").split(";")
-        place = Place(source, int(generation), int(start), int(end))
-    except ValueError:
-        return None
-    return place if version == _FORMAT and 0 <= place.start < place.end else None
 
 
 def _row(arrival: Arrival, place: Place) -> Row:

@@ -26,7 +26,7 @@ from tests.config.samples import BROKERS, MINIMAL, complaint
             (
                 "config.yaml:1: kafak: unknown key; did you mean kafka? allowed: "
                 "agent, source, schema, redact, batch, in_flight, retry, breaker, kafka, spool, "
-                "dlq, quota, audit, http, otlp, log"
+                "dlq, quota, audit, receipts, http, otlp, log"
             ),
         ),
         (

@@ -1,0 +1,177 @@
+"""What ``feedback-agent verify`` found, and how it is shown."""
+
+from collections.abc import Iterator
+
+from msgspec import Struct, field
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from agent.core.proof import Missing
+from agent.operator.screen import STYLES, cell, table
+
+GONE_SHOWN_MAX = 100
+
+
+class File(Struct, kw_only=True):
+    """What became of the lines of one file; see ``core.proof.Proof``.
+
+    Attributes:
+        source: The id of its newest generation in Kafka, "" for one that was not read yet.
+        pending: Lines that are not acknowledged yet: not read, in flight, or in the spool.
+        expired: Lines that the topic keeps no longer, by its retention.
+        skipped: Lines before the first that was read, where ``source.start_at`` is ``end``.
+        missing_ranges: The first ones; ``ranges`` says how many there are.
+        note: What should be known of it, as that it could not be read.
+    """
+
+    path: str
+    client: str
+    source: str = ""
+    generation: int = 0
+    lines: int = 0
+    delivered: int = 0
+    dead_lettered: int = 0
+    pending: int = 0
+    expired: int = 0
+    skipped: int = 0
+    missing: int = 0
+    copies: int = 0
+    ranges: int = 0
+    missing_ranges: list[Missing] = field(default_factory=list)
+    note: str = ""
+
+
+class Gone(Struct, kw_only=True):
+    """A generation whose file is not there: its lines cannot be counted, only its bytes.
+
+    Attributes:
+        settled: Bytes that were settled, as the checkpoint or the receipts say.
+        delivered, dead_lettered: Bytes of them that records cover.
+        receipts: How many there are of it.
+        gaps: Ranges that no record covers: blank lines, or missing ones.
+        gap_bytes: How long they are together.
+    """
+
+    path: str
+    source: str
+    generation: int
+    settled: int
+    delivered: int
+    dead_lettered: int
+    receipts: int
+    gaps: int
+    gap_bytes: int
+
+
+class Verdict(Struct, kw_only=True):
+    """What was proved.
+
+    Attributes:
+        whole: Nothing is missing and no file was unreadable.
+        read: ``receipts`` where it was enough to read what they name, else ``all``.
+        records: How many were read.
+        gone: Those with gaps, ``GONE_SHOWN_MAX`` at most; ``gone_files`` counts all.
+        notes: What the numbers do not say.
+    """
+
+    whole: bool = True
+    read: str = "receipts"
+    records: int = 0
+    files: list[File] = field(default_factory=list)
+    lines: int = 0
+    delivered: int = 0
+    dead_lettered: int = 0
+    pending: int = 0
+    expired: int = 0
+    skipped: int = 0
+    missing: int = 0
+    copies: int = 0
+    unreadable: int = 0
+    gone_files: int = 0
+    gone: list[Gone] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, file: File) -> None:
+        self.files.append(file)
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(file, name))
+
+
+COUNTS = (
+    "lines",
+    "delivered",
+    "dead_lettered",
+    "pending",
+    "expired",
+    "skipped",
+    "missing",
+    "copies",
+)
+ALWAYS = {"lines", "delivered", "missing"}
+
+
+def shown(verdict: Verdict) -> RenderableType:
+    """Return the verdict for people: a row for each file, then what is missing, then the sum."""
+    parts: list[RenderableType] = []
+    counts = [name for name in COUNTS if name in ALWAYS or getattr(verdict, name)]
+    headings = [name.replace("_", " ") for name in counts]
+    rows = table("file", *headings, right=tuple(headings))
+    for file in verdict.files:
+        numbers = [_number(name, getattr(file, name)) for name in counts]
+        name = file.path + (f" ({file.note})" if file.note else "")
+        rows.add_row(cell(name), *numbers)
+    parts.append(rows)
+    parts += _missing(verdict)
+    parts += [cell(f"note: {note}", STYLES["warn"]) for note in verdict.notes]
+    parts += _gone(verdict)
+    parts.append(_sum(verdict))
+    return Group(*parts)
+
+
+def show(verdict: Verdict, on: Console) -> None:
+    on.print(shown(verdict))
+
+
+def _number(name: str, count: int) -> Text:
+    return cell(f"{count:,}", STYLES["fail"] if name == "missing" and count else "")
+
+
+def _missing(verdict: Verdict) -> Iterator[RenderableType]:
+    if not verdict.missing:
+        return
+    ranges = table(
+        "missing in", "from byte", "to byte", "lines", right=("from byte", "to byte", "lines")
+    )
+    for file in verdict.files:
+        for one in file.missing_ranges:
+            ranges.add_row(cell(file.path), f"{one.start:,}", f"{one.end:,}", f"{one.lines:,}")
+        if more := file.ranges - len(file.missing_ranges):
+            ranges.add_row(cell(file.path), "", "", cell(f"and {more:,} ranges more"))
+    yield ranges
+
+
+def _gone(verdict: Verdict) -> Iterator[RenderableType]:
+    if not verdict.gone:
+        return
+    rows = table("file is gone", "settled", "delivered", "dead", "gaps", "bytes", "receipts",
+                 right=("settled", "delivered", "dead", "gaps", "bytes", "receipts"))  # fmt: skip
+    for one in verdict.gone:
+        numbers = one.settled, one.delivered, one.dead_lettered, one.gaps, one.gap_bytes
+        name = f"{one.path or one.source} #{one.generation}"
+        rows.add_row(cell(name), *(f"{n:,}" for n in (*numbers, one.receipts)))
+    yield rows
+    yield cell("In bytes. A gap is blank lines or missing ones: without the file nobody can say.")
+
+
+def _sum(verdict: Verdict) -> RenderableType:
+    where = "what the receipts name" if verdict.read == "receipts" else "all of the topics"
+    how = f"{verdict.records:,} records read, {where}."
+    if verdict.unreadable:
+        return cell(f"FAIL  {verdict.unreadable:,} files could not be read. {how}", STYLES["fail"])
+    if verdict.missing:
+        files = sum(1 for file in verdict.files if file.missing)
+        what = f"{verdict.missing:,} of {verdict.lines:,} lines are missing, in {files:,} files."
+        return cell(f"FAIL  {what} {how}", STYLES["fail"])
+    there = verdict.delivered + verdict.dead_lettered
+    what = f"{there:,} of {verdict.lines:,} lines are in Kafka, none is missing."
+    return cell(f"OK  {what} {how}", STYLES["ok"])
