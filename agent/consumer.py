@@ -21,6 +21,7 @@ from agent.credentials import Credentials
 from agent.errors import AgentError, SinkUnavailable
 
 FETCH_MS = 500
+CLOSE_S = 2.0
 RECORDS_MAX = 5000
 """Handed out at a time."""
 _TOPIC_RESOURCE = 2
@@ -81,11 +82,13 @@ class Reader:
         """Return all that was appended since then, by the records' own time."""
         asked = {TopicPartition(*partition): int(at_s * 1000) for partition in self.bounds}
         told = await self._consumer.offsets_for_times(asked)
-        found: dict[Partition, list[Window]] = {}
-        for tp, at in told.items():
-            if at is not None:  # nothing is that young
-                found[tp.topic, tp.partition] = [(at.offset, self.bounds[tp].end - 1)]
-        return found
+        if not any(told.values()):  # nothing is that young, or this broker does not tell
+            return self.everything()
+        return {
+            (tp.topic, tp.partition): [(at.offset, self.bounds[tp.topic, tp.partition].end - 1)]
+            for tp, at in told.items()
+            if at is not None
+        }
 
     def everything(self) -> dict[Partition, list[Window]]:
         return {partition: [UNTOLD] for partition in self.bounds}
@@ -125,6 +128,8 @@ class Reader:
             for partition, found in wanted.items()
             if partition in self.bounds and (clipped := _clipped(found, self.bounds[partition]))
         }
+        if not left:
+            return
         self._consumer.assign([*left])
         for tp, found in left.items():
             self._consumer.seek(tp, found[-1][0])
@@ -192,6 +197,6 @@ async def connected(kafka: Kafka) -> AsyncIterator[Reader]:
         raise answers.unavailable(ours.failure() or error) from error
     finally:
         with suppress(Exception):
-            async with asyncio.timeout(kafka.request_timeout_s):
+            async with asyncio.timeout(CLOSE_S):
                 await consumer.stop()
         ours.close()

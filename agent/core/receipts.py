@@ -24,7 +24,6 @@ class Receipt(Struct, kw_only=True, omit_defaults=True):
 
     Attributes:
         at: When it was written, seconds since the epoch.
-        path: Where the file lay then, as it may be shown.
         acked: By topic and number of the partition.
         spooled: By the name of the queue: put by on this node, and settled by that.
     """
@@ -34,7 +33,6 @@ class Receipt(Struct, kw_only=True, omit_defaults=True):
     generation: int
     start: int
     end: int
-    path: str = ""
     acked: dict[str, dict[str, Window]] = field(default_factory=dict)
     spooled: dict[str, Window] = field(default_factory=dict)
 

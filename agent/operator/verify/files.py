@@ -53,12 +53,14 @@ class Known(NamedTuple):
             its content is that of this file.
         copied: The same of the originals that it is a copy of.
         settled_to: What is before is in Kafka, or on its way through the spool.
+        born_ns: As its birth has it.
         note: What an operator should know.
     """
 
     own: tuple[Part, ...]
     copied: tuple[Part, ...]
     settled_to: int
+    born_ns: int
     note: str = ""
 
 
@@ -74,7 +76,7 @@ class Index:
 
     def identify(self, file: File, path: str, client: str) -> Known:
         """Say who ``file`` is, by the agent's own rules. Raises ``OSError``."""
-        own = self._by_source.get(source_id(file.birth), [])
+        own, born_ns = self._by_source.get(source_id(file.birth), []), file.birth.born_ns
         seen = Sighting(file.birth, file.size(), path, client)
         alike = self._copies.alike(seen, file.pread(FINGERPRINT_BYTES, 0))
         originals = [(row, upto) for row in alike if (upto := _upto(row, file))]
@@ -84,14 +86,14 @@ class Index:
             settled_to = max((min(row.watermark, upto) for row, upto in originals), default=0)
             mine = any(row.path == path for row, _ in originals)
             note = "" if mine else "a copy" if originals else "not read yet"
-            return Known((), tuple(copied), settled_to, note)
+            return Known((), tuple(copied), settled_to, born_ns, note)
         newest = own[-1]
         change = compare(newest, examine(newest, file.birth, file.size(), file.pread))
         if change.cause != "same":
             note = f"not read since it was {change.cause}"
-            return Known(tuple(parts), tuple(copied), change.resume_at, note)
+            return Known(tuple(parts), tuple(copied), change.resume_at, born_ns, note)
         parts[-1] = _life(newest), BEYOND[0]
-        return Known(tuple(parts), tuple(copied), newest.watermark)
+        return Known(tuple(parts), tuple(copied), newest.watermark, born_ns)
 
     def without(self, met: Container[Life]) -> list[Checkpoint]:
         """Return the rows of which no file was met, but for those that say a file is unpacked."""

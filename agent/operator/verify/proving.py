@@ -1,6 +1,7 @@
 """One proof: who the files are, where their records should be, what is there, and what is not."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ APART_MIN = 2000
 """Records between two windows that are read through: a seek costs about as much."""
 RANGES_MAX = 8_000_000
 """Held at a time, 16 bytes each: more, and the files are to be proved a few at a time."""
+CLOCKS_APART_S = 3600.0
+"""By which the clocks of this node and of a broker may differ."""
 LOOK_RECORDS = 200_000
 """Between two looks at that."""
 
@@ -52,7 +55,6 @@ class Noted:
 
     def __init__(self) -> None:
         self.count = 0
-        self.path = ""
         self.acked, self.spooled, self.old = Coverage(), Coverage(), Coverage()
 
 
@@ -109,17 +111,18 @@ class Proving:
         where = windows(self._receipts(reader, wanted, everything=everything), APART_MIN)
         if everything:
             self._look_for_gone()
-        if not (self._options.scan or self._options.since_s) and self._told():
-            await self._read(reader, "reading what receipts name", where)
-            verdict = self._prove("receipts")
-            if not verdict.missing and not verdict.gone:
-                return verdict
-        if self._options.since_s is None:
-            where = reader.everything()
-        else:
-            where = await reader.since(self._options.since_s)
-        await self._read(reader, "reading all of the topics", where)
-        return self._prove("all")
+        since_s = self._options.since_s
+        if not self._options.scan and since_s is None:
+            self._leave_out_untold()
+            if self._told():
+                await self._read(reader, "reading what receipts name", where)
+                verdict = self._prove("receipts")
+                if not verdict.missing:
+                    return verdict
+            since_s = self._born_s()
+        where = reader.everything() if since_s is None else await reader.since(since_s)
+        await self._read(reader, "reading the topics", where)
+        return self._prove("topics", since_s)
 
     # ---- what there should be
 
@@ -170,7 +173,6 @@ class Proving:
                     continue
                 noted = self._noted.setdefault(receipt.life, Noted())
                 noted.count += 1
-                noted.path = receipt.path or noted.path
                 span = receipt.start, receipt.end
                 if any(self._is_spooled(*queue) for queue in receipt.spooled.items()):
                     noted.spooled.add(*span)
@@ -206,15 +208,39 @@ class Proving:
             self._gone[life] = _gone(row.path, *life, row.watermark)
         for life, noted in self._noted.items():
             if life not in met and life not in self._gone and life[0] not in own:
-                self._gone[life] = _gone(noted.path, *life, noted.acked.end)
+                self._gone[life] = _gone("", *life, noted.acked.end)
 
     def _told(self) -> bool:
         """Return whether receipts name records for all that is settled."""
-        return all(
-            not any(self._untold(met.known)) for met in self._met if met.known is not None
-        ) and all(
-            not any(self._of(life).acked.gaps(0, gone.settled)) for life, gone in self._gone.items()
-        )
+        return not any(any(self._untold(met.known)) for met in self._met if met.known is not None)
+
+    def _leave_out_untold(self) -> None:
+        """Leave out files that are gone, and whose records receipts do not name.
+
+        Rows of them are kept for a week, receipts for three days: each proof would read it all.
+        """
+        told = {
+            life: gone
+            for life, gone in self._gone.items()
+            if not any(self._of(life).acked.gaps(0, gone.settled))
+        }
+        if left_out := len(self._gone) - len(told):
+            self._gone = told
+            self._notes.append(f"{left_out:,} files are gone, and no receipts name all of their"
+                               " records: --scan looks for them")  # fmt: skip
+
+    def _born_s(self) -> float | None:
+        """Return when the oldest of the files was born: no line of them is older in the topics.
+
+        None where that is not known, or records have the times of their events.
+        """
+        if self._config.kafka.timestamp == "event":
+            return None
+        looked_for = {*self._wanted(), *self._gone}
+        rows = [row for row in self._books.rows if (row.source_id, row.generation) in looked_for]
+        births = [row.birth.born_ns for row in rows]
+        births += [met.known.born_ns for met in self._met if met.known is not None]
+        return min(births) / 1e9 - CLOCKS_APART_S if births and all(births) else None
 
     def _untold(self, known: Known) -> Iterator[tuple[int, int]]:
         parts = (*known.own, *known.copied)
@@ -261,8 +287,9 @@ class Proving:
 
     # ---- what that proves
 
-    def _prove(self, read: str) -> Verdict:
-        verdict = Verdict(read=read, records=self._records, notes=[*self._notes])
+    def _prove(self, read: str, since_s: float | None = None) -> Verdict:
+        since = "" if since_s is None else datetime.fromtimestamp(since_s, UTC).isoformat()
+        verdict = Verdict(read=read, since=since, records=self._records, notes=[*self._notes])
         for met in self._met:
             verdict.add(self._file(met, verdict))
         self._judge_gone(verdict)

@@ -68,7 +68,8 @@ class Verdict(Struct, kw_only=True):
 
     Attributes:
         whole: Nothing is missing and no file was unreadable.
-        read: ``receipts`` where it was enough to read what they name, else ``all``.
+        read: ``receipts`` where it was enough to read what they name, else ``topics``.
+        since: From when on the topics were read, RFC 3339; "" from their beginning.
         records: How many were read.
         gone: Those with gaps, ``GONE_SHOWN_MAX`` at most; ``gone_files`` counts all.
         notes: What the numbers do not say.
@@ -76,6 +77,7 @@ class Verdict(Struct, kw_only=True):
 
     whole: bool = True
     read: str = "receipts"
+    since: str = ""
     records: int = 0
     files: list[File] = field(default_factory=list)
     lines: int = 0
@@ -164,8 +166,10 @@ def _gone(verdict: Verdict) -> Iterator[RenderableType]:
 
 
 def _sum(verdict: Verdict) -> RenderableType:
-    where = "what the receipts name" if verdict.read == "receipts" else "all of the topics"
-    how = f"{verdict.records:,} records read, {where}."
+    where = f"of the topics since {verdict.since}" if verdict.since else "of all of the topics"
+    if verdict.read == "receipts":
+        where = "that receipts name"
+    how = f"Records read: {verdict.records:,} {where}."
     if verdict.unreadable:
         return cell(f"FAIL  {verdict.unreadable:,} files could not be read. {how}", STYLES["fail"])
     if verdict.missing:

@@ -1,0 +1,561 @@
+"""``feedback-agent verify`` as an operator types it: it names what is missing, and nothing else."""
+
+import asyncio
+import gzip
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Container, Iterable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from click.testing import CliRunner, Result
+from msgspec.structs import replace
+
+from agent import config as configuration
+from agent.cli import main
+from agent.core.identity import Anchor
+from agent.core.places import Place, parse_place
+from agent.demo.broker import EmbeddedKafka
+from agent.demo.scene import Topics
+from agent.operator.verify.books import books
+from agent.store import Store
+from tests import real_kafka, secured_kafka
+from tests.conftest import RUN, SECURED
+from tests.running import NOWHERE, Agent, append, feedback, mock_topics, records
+from tests.secured_kafka import DESCRIBE, OUTSIDER, PASSWORD, USER, WRITE
+from tests.test_store import checkpoint
+
+SOON: dict[str, Any] = {"write_s": 0.05}
+LINES = 600
+
+
+@pytest.fixture
+def topics(embedded: EmbeddedKafka) -> Topics:
+    return mock_topics(embedded)
+
+
+class Kafka:
+    """Makes topics of a new name, on either broker."""
+
+    def __init__(self, bootstrap: str, make: Callable[[str, int, dict[str, str]], None]) -> None:
+        self.bootstrap = bootstrap
+        self._make = make
+
+    def topic(self, partitions: int, **configs: str) -> str:
+        name = f"test-{uuid4().hex}"
+        self._make(name, partitions, {key.replace("_", "."): v for key, v in configs.items()})
+        return name
+
+    def topics(self, **configs: str) -> Topics:
+        return Topics(self.bootstrap, self.topic(3, **configs), self.topic(1))
+
+
+@pytest.fixture
+def mocked(embedded: EmbeddedKafka) -> Kafka:
+    return Kafka(embedded.bootstrap_servers, lambda name, n, _: embedded.create_topic(name, n))
+
+
+@pytest.fixture
+def real(kafka: str) -> Kafka:
+    def make(name: str, partitions: int, configs: dict[str, str]) -> None:
+        asyncio.run(real_kafka.create_topic(kafka, name, partitions, configs=configs))
+
+    return Kafka(kafka, make)
+
+
+@pytest.fixture(params=["mocked", pytest.param("real", marks=pytest.mark.kafka)])
+def either(request: pytest.FixtureRequest) -> Kafka:
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Kafka)
+    return found
+
+
+def run(agent: Agent, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["verify", "--config", str(agent.config), *arguments])
+
+
+def verdict(agent: Agent, *arguments: str, code: int = 0) -> dict[str, Any]:
+    done = run(agent, "--json", *arguments)
+    assert code == done.exit_code, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["whole"] == (code == 0)
+    counts = ("delivered", "dead_lettered", "pending", "expired", "skipped", "missing")
+    assert found["lines"] == sum(found[name] for name in counts)
+    return found
+
+
+def counts(found: dict[str, Any]) -> dict[str, int]:
+    """Return the counts that are not zero, but for all lines."""
+    names = ("delivered", "dead_lettered", "pending", "expired", "skipped", "missing", "copies")
+    return {name: found[name] for name in names if found[name]}
+
+
+def place(record: ConsumerRecord) -> Place:
+    found = parse_place(dict(record.headers)["source"])
+    assert found is not None
+    return found
+
+
+def produce(bootstrap: str, topic: str, these: Iterable[ConsumerRecord]) -> None:
+    async def copying() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+        await producer.start()
+        for record in these:
+            await producer.send(topic, record.value, key=record.key, partition=record.partition,
+                                headers=list(record.headers))  # fmt: skip
+        await producer.stop()
+
+    asyncio.run(copying())
+
+
+def without(agent: Agent, kafka: Kafka, removed: Container[Place]) -> None:
+    """Let the agent's topic be one that has all of its records but for some."""
+    topics = agent.topics
+    copied = kafka.topic(3)
+    kept = [r for r in records(topics, topics.events) if place(r) not in removed]
+    produce(topics.bootstrap_servers, copied, kept)
+    given = json.loads(agent.config.read_text())
+    given["kafka"]["topic"] = copied
+    agent.config.write_text(json.dumps(given))
+
+
+def named(found: dict[str, Any]) -> set[tuple[str, int, int]]:
+    """Return the file and the range of all that is missing."""
+    return {
+        (file["path"], one["start"], one["end"])
+        for file in found["files"]
+        for one in file["missing_ranges"]
+    }
+
+
+def committed(agent: Agent) -> None:
+    """Wait until all that is on disk was read and settled, and for the commit and the receipts."""
+    agent.until(lambda: not agent.behind_bytes(), "settled")
+    time.sleep(0.3)
+
+
+def write(agent: Agent) -> None:
+    """Write two clients' files, of which one has bad lines and blank ones."""
+    append(agent.root / "acme/a.jsonl", map(feedback, range(LINES)))
+    rest = [*map(feedback, range(LINES, 2 * LINES)), b"not json", b"", b"  ", b"\0\0", b"bad"]
+    append(agent.root / "other/b.jsonl", rest)
+
+
+# ---- what is there, and what is not
+
+
+def test_all_that_is_in_kafka_is_found_where_receipts_say(topics: Topics, tmp_path: Path) -> None:
+    """Beside a running agent, and after it: no more is read than was acknowledged."""
+    with Agent(tmp_path, topics, receipts=SOON) as agent:
+        write(agent)
+        agent.start().until_delivered(2 * LINES, 2)
+        committed(agent)
+        running = verdict(agent)
+        agent.stop()
+        stopped = verdict(agent)
+        scanned = verdict(agent, "--scan")
+
+    for found in (running, stopped, scanned):
+        assert {"delivered": 2 * LINES, "dead_lettered": 2} == counts(found)
+        assert 2 * LINES + 2 == found["records"]
+    assert ["receipts", "receipts", "topics"] == [
+        found["read"] for found in (running, stopped, scanned)
+    ]
+    assert {"acme": LINES, "other": LINES + 2} == {
+        file["client"]: file["lines"] for file in running["files"]
+    }
+
+
+def test_each_of_20_records_that_were_removed_is_named(either: Kafka, tmp_path: Path) -> None:
+    with Agent(tmp_path, either.topics(), receipts=SOON) as agent:
+        write(agent)
+        agent.start().until_delivered(2 * LINES, 2)
+        agent.stop()
+        sent = sorted({place(r) for r in records(agent.topics, agent.topics.events)})
+        # no two of them beside each other, or they were one range
+        removed = {*sent[:: len(sent) // 20][:20]}
+        without(agent, either, removed)
+        found = verdict(agent, code=1)
+        shown = run(agent)
+
+    assert {"delivered": 2 * LINES - 20, "dead_lettered": 2, "missing": 20} == counts(found)
+    paths = {file["source"]: file["path"] for file in found["files"]}
+    assert {(paths[p.source], p.start, p.end) for p in removed} == named(found)
+    assert all(f"{p.start:,}" in shown.stdout for p in removed)
+    assert "20 of 1,202 lines are missing" in shown.stdout
+    assert 1 == shown.exit_code
+
+
+def test_what_another_file_of_the_same_content_sent_is_no_proof(
+    mocked: Kafka, tmp_path: Path
+) -> None:
+    """Two apps that write the same lines: one's records say nothing of the other's."""
+    with Agent(tmp_path, mocked.topics(), receipts=SOON) as agent:
+        for name in ("acme/a.jsonl", "acme/a-2.jsonl", "other/a.jsonl"):
+            append(agent.root / name, map(feedback, range(50)))
+        agent.start()
+        agent.until(lambda: agent.metric("events_delivered_total") >= 50, "one of them")
+        agent.stop()
+        first = verdict(agent)
+        one = next(f for f in first["files"] if f["source"] and f["delivered"] == 50)
+        sent = {place(r) for r in records(agent.topics, agent.topics.events)}
+        removed = {p for p in sent if p.source == one["source"]}
+        without(agent, mocked, removed)
+        found = verdict(agent, code=1)
+
+    assert [50] == [f["missing"] for f in found["files"] if f["path"] == one["path"]]
+
+
+def test_records_that_came_again_are_counted(topics: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, topics) as agent:
+        write(agent)
+        agent.start().until_delivered(2 * LINES, 2)
+        agent.stop()
+        produce(topics.bootstrap_servers, topics.events, records(topics, topics.events)[:7])
+        found = verdict(agent, "--scan")
+    assert {"delivered": 2 * LINES, "dead_lettered": 2, "copies": 7} == counts(found)
+
+
+def test_records_of_others_are_passed_over(topics: Topics, tmp_path: Path) -> None:
+    """A topic has records of other nodes, and anybody's who may write to it."""
+
+    async def strange() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=topics.bootstrap_servers)
+        await producer.start()
+        for source in (b"1;ffffffffffffffff;0;0;9", b"1;x;y", b"\xff", None):
+            headers = [] if source is None else [("source", source)]
+            await producer.send_and_wait(topics.events, b"x", partition=0, headers=headers)
+        await producer.stop()
+
+    asyncio.run(strange())
+    with Agent(tmp_path, topics) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
+        agent.start().until_delivered(9)
+        agent.stop()
+        assert {"delivered": 9} == counts(verdict(agent, "--scan"))
+
+
+# ---- what need not be there
+
+
+def test_what_was_not_read_yet_is_pending(topics: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, topics) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
+        agent.start().until_delivered(9)
+        agent.stop()
+        append(agent.root / "acme/a.jsonl", map(feedback, range(9, 14)))
+        append(agent.root / "acme/new.jsonl", map(feedback, range(3)))
+        with (agent.root / "acme/a.jsonl").open("ab") as file:
+            file.write(b'{"torn')
+        found = verdict(agent)
+        assert {"delivered": 9, "pending": 8} == counts(found)
+        assert ["", "not read yet"] == [file["note"] for file in found["files"]]
+        assert "are in Kafka, none is missing" in run(agent).stdout
+
+
+def test_what_is_in_the_spool_is_pending_until_it_is_replayed(
+    topics: Topics, tmp_path: Path
+) -> None:
+    """It is settled, and so below the watermark; receipts know that it was put by, and then where
+    the replay put it."""
+    reader = tmp_path / "reader.yaml"
+    reader.write_text(json.dumps({"kafka": {"bootstrap_servers": topics.bootstrap_servers}}))
+    away: dict[str, Any] = {"start_s": 0.2}
+    with Agent(tmp_path, NOWHERE, receipts=SOON, kafka=away) as agent:
+        write(agent)
+        agent.start()
+        committed(agent)
+        running = verdict(agent, "--consumer-config", str(reader))
+        agent.kill()
+        stopped = verdict(agent, "--consumer-config", str(reader))
+    with Agent(tmp_path, topics, receipts=SOON) as agent:
+        agent.start().until_delivered(2 * LINES, 2)
+        agent.until(lambda: agent.mode() == "live", "replayed")
+        committed(agent)
+        replayed = verdict(agent)
+        agent.stop()
+        after = verdict(agent)
+
+    assert {"pending": 2 * LINES + 2} == counts(running) == counts(stopped)
+    assert {"delivered": 2 * LINES, "dead_lettered": 2} == counts(replayed) == counts(after)
+    assert "receipts" == replayed["read"] == after["read"]
+
+
+def test_what_the_spool_lost_is_missing(topics: Topics, tmp_path: Path) -> None:
+    """Spooled is no excuse for ever: only as long as it is in the spool."""
+    reader = tmp_path / "reader.yaml"
+    reader.write_text(json.dumps({"kafka": {"bootstrap_servers": topics.bootstrap_servers}}))
+    with Agent(tmp_path, NOWHERE, receipts=SOON, kafka={"start_s": 0.2}) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
+        agent.start()
+        committed(agent)
+        agent.kill()
+        spool = sqlite3.connect(agent.state_dir / "spool.db")
+        with spool:
+            spool.execute("UPDATE bounds SET head = \"end\" WHERE name = 'events'")
+        spool.close()
+        found = verdict(agent, "--consumer-config", str(reader), code=1)
+    assert {"missing": 9} == counts(found)
+
+
+@pytest.mark.kafka
+def test_what_the_topic_kept_long_enough_is_expired_and_no_other(
+    real: Kafka, tmp_path: Path
+) -> None:
+    """Retention is no loss; records that somebody deleted before are."""
+    found = {}
+    for retention_ms in ("1", "3600000"):
+        topics, work = real.topics(retention_ms=retention_ms), tmp_path / retention_ms
+        with Agent(work, topics, receipts=SOON) as agent:
+            append(agent.root / "acme/a.jsonl", map(feedback, range(LINES)))
+            agent.start().until_delivered(LINES)
+            agent.stop()
+
+            async def delete() -> None:
+                admin = AIOKafkaAdminClient(bootstrap_servers=real.bootstrap)
+                await admin.start()
+                gone = {TopicPartition(topics.events, 0): RecordsToDelete(before_offset=20)}  # noqa: B023
+                await admin.delete_records(gone)
+                await admin.close()
+
+            asyncio.run(delete())
+            code = 0 if retention_ms == "1" else 1
+            found[retention_ms] = counts(verdict(agent, code=code))
+
+    assert LINES - 20 >= found["1"]["delivered"]  # the broker may have deleted more by now
+    assert LINES - found["1"]["delivered"] == found["1"]["expired"]
+    assert {"delivered": LINES - 20, "missing": 20} == found["3600000"]
+
+
+def test_what_was_passed_over_on_purpose_is_skipped(topics: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, topics, source={"start_at": "end"}, receipts=SOON) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
+        agent.start()
+        agent.until(lambda: agent.status()["files_open"] == 1, "met")
+        append(agent.root / "acme/a.jsonl", map(feedback, range(9, 13)))
+        agent.until_delivered(4)
+        agent.stop()
+        assert {"skipped": 9, "delivered": 4} == counts(verdict(agent))
+
+
+# ---- receipts that are not there
+
+
+def test_without_receipts_all_is_read_before_anything_is_missing(
+    topics: Topics, tmp_path: Path
+) -> None:
+    """A kill takes those of the last seconds, and no line."""
+    with Agent(tmp_path, topics, receipts={"write_s": 3600.0}) as agent:
+        write(agent)
+        agent.start().until_delivered(2 * LINES, 2)
+        committed(agent)
+        agent.kill()
+        found = verdict(agent)
+    assert {"delivered": 2 * LINES, "dead_lettered": 2} == counts(found)
+    assert "topics" == found["read"]
+
+
+@pytest.mark.kafka
+def test_a_time_bounds_what_is_read(real: Kafka, tmp_path: Path) -> None:
+    """Nobody reads a week for a file of this morning: none of its lines is older than the file."""
+    topics = real.topics()
+
+    async def old() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=topics.bootstrap_servers)
+        await producer.start()
+        for number in range(300):
+            await producer.send(topics.events, b"x", partition=number % 3, timestamp_ms=1000)
+        await producer.stop()
+
+    asyncio.run(old())
+    with Agent(tmp_path, topics, receipts={"enabled": False}) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(30)))
+        agent.start().until_delivered(30)
+        agent.stop()
+        assert (30, 30) == ((found := verdict(agent))["records"], found["delivered"])
+        assert 330 == verdict(agent, "--scan")["records"]
+        assert 30 == verdict(agent, "--since", "2020-01-01")["records"]
+
+
+# ---- files that move
+
+
+def test_a_file_is_followed_through_rotation_truncation_and_compression(
+    topics: Topics, tmp_path: Path
+) -> None:
+    """Its lines are sent under the names that it had: none of them is asked for twice."""
+    with Agent(tmp_path, topics, receipts=SOON, source={"scan_s": 0.2}) as agent:
+        moved, cut = agent.root / "acme/moved.jsonl", agent.root / "acme/cut.jsonl"
+        append(moved, map(feedback, range(100)))
+        append(cut, map(feedback, range(100, 200)))
+        agent.start().until_delivered(200)
+        committed(agent)
+        with gzip.open(moved.with_name("moved.jsonl.1.gz"), "wb") as packed:
+            packed.write(moved.read_bytes())
+        moved.unlink()
+        cut.with_name("cut.jsonl.1").write_bytes(cut.read_bytes())
+        cut.write_bytes(b"")
+        append(cut, map(feedback, range(200, 250)))
+        agent.until_delivered(250)
+        time.sleep(1)
+        found = verdict(agent)
+        agent.stop()
+        after = verdict(agent)
+    for one in (found, after):
+        assert {"acme/cut.jsonl": 50, "acme/cut.jsonl.1": 100, "acme/moved.jsonl.1.gz": 100} == {
+            file["path"]: file["delivered"] for file in one["files"]
+        }
+        assert 250 == one["lines"]
+        assert 0 == one["gone_files"]
+
+
+def test_of_a_file_that_is_gone_the_bytes_are_held_against_receipts(
+    mocked: Kafka, tmp_path: Path
+) -> None:
+    with Agent(tmp_path, mocked.topics(), receipts=SOON) as agent:
+        for name in ("a", "b"):
+            append(agent.root / f"acme/{name}.jsonl", map(feedback, range(50)))
+        agent.start().until_delivered(50)
+        time.sleep(0.5)
+        agent.stop()
+        sizes = {path.name: path.stat().st_size for path in agent.root.rglob("*.jsonl")}
+        sent = [place(r) for r in records(agent.topics, agent.topics.events)]
+        for path in agent.root.rglob("*.jsonl"):
+            path.unlink()
+        assert (len({p.source for p in sent}), []) == (
+            (found := verdict(agent))["gone_files"],
+            found["gone"],
+        )
+        without(agent, mocked, {sent[0]})
+        (gone,) = verdict(agent, "--scan")["gone"]
+    assert sent[0].end - sent[0].start == gone["gap_bytes"]
+    assert gone["settled"] in sizes.values()
+    assert (1, gone["settled"] - gone["gap_bytes"]) == (gone["gaps"], gone["delivered"])
+
+
+def test_a_file_that_cannot_be_read_is_no_proof(topics: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, topics) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
+        agent.start().until_delivered(9)
+        agent.stop()
+        link = agent.root / "acme/link.jsonl"
+        link.symlink_to("a.jsonl")
+        path = agent.root / "acme/a.jsonl"
+        assert {"delivered": 9} == counts(verdict(agent, str(path)))
+        path.unlink()
+        path.mkdir()
+        assert 0 == run(agent, str(path)).exit_code
+
+
+def test_a_directory_or_a_file_may_be_named(topics: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, topics, receipts=SOON) as agent:
+        write(agent)
+        agent.start().until_delivered(2 * LINES, 2)
+        agent.stop()
+        assert ["acme/a.jsonl"] == [
+            file["path"] for file in verdict(agent, str(agent.root / "acme"))["files"]
+        ]
+        found = verdict(agent, str(agent.root / "other/b.jsonl"))
+    assert {"delivered": LINES, "dead_lettered": 2} == counts(found)
+
+
+# ---- who may read
+
+
+@pytest.mark.kafka
+def test_who_may_only_write_is_told_what_to_do(
+    request: pytest.FixtureRequest, kafka: str, tmp_path: Path
+) -> None:
+    """A node's principal has Write and Describe, and keeps them."""
+    secured = secured_kafka.start(request.config.stash[RUN] / SECURED)
+    topics = secured.topics()
+    for topic in (topics.events, topics.dead_letters):
+        secured.allow(topic, USER, WRITE, DESCRIBE)
+        secured.allow(topic, OUTSIDER, 3, DESCRIBE)  # READ
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    password.chmod(0o600)
+    sasl = {"mechanism": "SCRAM-SHA-256", "username": USER, "password_file": str(password)}
+    section = secured.kafka("SASL", topics, sasl=sasl)
+    reader = tmp_path / "reader.yaml"
+    reader.write_text(json.dumps({"kafka": {**section, "sasl": {**sasl, "username": OUTSIDER}}}))
+    with Agent(tmp_path, topics, kafka=section, receipts=SOON) as agent:
+        append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
+        agent.start().until_delivered(9)
+        agent.stop()
+        denied = run(agent)
+        assert {"delivered": 9} == counts(verdict(agent, "--consumer-config", str(reader)))
+    assert 1 == denied.exit_code
+    assert f"{USER} may not read" in denied.stderr
+    assert "--consumer-config" in denied.stderr
+    assert 1 == len(denied.stderr.splitlines())
+
+
+def test_a_broker_that_is_away_is_said_in_one_line(tmp_path: Path) -> None:
+    with Agent(tmp_path, NOWHERE, kafka={"request_timeout_s": 1}) as agent:
+        append(agent.root / "acme/a.jsonl", [feedback(1)])
+        done = run(agent)
+    assert 1 == done.exit_code
+    assert done.stderr.startswith("feedback-agent: error: unreachable")
+    assert 1 == len(done.stderr.splitlines())
+
+
+def test_a_missing_topic_is_said(topics: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, Topics(topics.bootstrap_servers, "absent", "none")) as agent:
+        done = run(agent)
+    assert (1, "feedback-agent: error: there is no topic absent\n") == (
+        done.exit_code,
+        done.stderr,
+    )
+
+
+# ---- beside a running agent
+
+
+def test_checkpoints_are_copied_while_they_are_written(tmp_path: Path) -> None:
+    """A copy is as the database was at some time: all rows are of one commit, and none is gone."""
+    with Agent(tmp_path, NOWHERE) as agent:
+        config = configuration.load(agent.config, {})
+    store, stop = Store.open(agent.state_dir, "demo"), threading.Event()
+    first = [checkpoint(0, f"{n:016x}") for n in range(200)]
+    store.save(first)
+
+    def write_on() -> None:
+        watermark = 0
+        while not stop.is_set():
+            watermark += 1
+            anchor = Anchor(watermark, b"x" * 16)
+            store.save(
+                [replace(row, watermark=watermark, anchor=anchor, older=()) for row in first]
+            )
+
+    writing = threading.Thread(target=write_on)
+    writing.start()
+    try:
+        seen = [{row.watermark for row in books(config).rows} for _ in range(30)]
+    finally:
+        stop.set()
+        writing.join()
+        store.close()
+    assert all(len(watermarks) == 1 for watermarks in seen)
+    assert sorted(seen, key=max) == seen
+    assert max(seen[-1]) > min(seen[0])
+
+
+def test_what_the_agent_does_is_not_disturbed(topics: Topics, tmp_path: Path) -> None:
+    """It writes, is proved again and again, and no line and no lock is lost."""
+    with Agent(tmp_path, topics, receipts=SOON) as agent:
+        agent.start()
+        for number in range(6):
+            append(agent.root / "acme/a.jsonl", map(feedback, range(number * 50, number * 50 + 50)))
+            found = verdict(agent)
+            assert not found["missing"]
+        agent.until_delivered(300)
+        assert 0 == agent.stop()
+        assert {"delivered": 300} == counts(verdict(agent))
