@@ -1,12 +1,15 @@
 """``feedback-agent verify`` as an operator types it: it names what is missing, and nothing else."""
 
 import asyncio
+import contextlib
 import gzip
 import json
+import os
+import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -33,6 +36,8 @@ from tests.test_store import checkpoint
 
 SOON: dict[str, Any] = {"write_s": 0.05}
 LINES = 600
+ALL = {"delivered": 2 * LINES, "dead_lettered": 2}
+"""What ``ship`` ships."""
 
 
 @pytest.fixture
@@ -56,9 +61,16 @@ class Kafka:
         return Topics(self.bootstrap, self.topic(3, **configs), self.topic(1))
 
 
+def mock(broker: EmbeddedKafka) -> Kafka:
+    def make(name: str, partitions: int, _: dict[str, str]) -> None:
+        broker.create_topic(name, partitions, 1)
+
+    return Kafka(broker.bootstrap_servers, make)
+
+
 @pytest.fixture
 def mocked(embedded: EmbeddedKafka) -> Kafka:
-    return Kafka(embedded.bootstrap_servers, lambda name, n, _: embedded.create_topic(name, n))
+    return mock(embedded)
 
 
 @pytest.fixture
@@ -69,19 +81,13 @@ def real(kafka: str) -> Kafka:
     return Kafka(kafka, make)
 
 
-@pytest.fixture(params=["mocked", pytest.param("real", marks=pytest.mark.kafka)])
-def either(request: pytest.FixtureRequest) -> Kafka:
-    found = request.getfixturevalue(request.param)
-    assert isinstance(found, Kafka)
-    return found
+def run(config: Path | Agent, *arguments: str) -> Result:
+    path = config.config if isinstance(config, Agent) else config
+    return CliRunner().invoke(main, ["verify", "--config", str(path), *arguments])
 
 
-def run(agent: Agent, *arguments: str) -> Result:
-    return CliRunner().invoke(main, ["verify", "--config", str(agent.config), *arguments])
-
-
-def verdict(agent: Agent, *arguments: str, code: int = 0) -> dict[str, Any]:
-    done = run(agent, "--json", *arguments)
+def verdict(config: Path | Agent, *arguments: str, code: int = 0) -> dict[str, Any]:
+    done = run(config, "--json", *arguments)
     assert code == done.exit_code, done.output
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["whole"] == (code == 0)
@@ -114,15 +120,17 @@ def produce(bootstrap: str, topic: str, these: Iterable[ConsumerRecord]) -> None
     asyncio.run(copying())
 
 
-def without(agent: Agent, kafka: Kafka, removed: Container[Place]) -> None:
-    """Let the agent's topic be one that has all of its records but for some."""
-    topics = agent.topics
-    copied = kafka.topic(3)
+def copied(agent: Agent, kafka: Kafka, *, removed: Container[Place] = (), again: int = 0) -> Path:
+    """Copy the topic of events without some records, and others twice. Return a configuration that
+    names the copy."""
+    topics, topic = agent.topics, kafka.topic(3)
     kept = [r for r in records(topics, topics.events) if place(r) not in removed]
-    produce(topics.bootstrap_servers, copied, kept)
+    produce(topics.bootstrap_servers, topic, [*kept, *kept[:again]])
     given = json.loads(agent.config.read_text())
-    given["kafka"]["topic"] = copied
-    agent.config.write_text(json.dumps(given))
+    given["kafka"]["topic"] = topic
+    config = agent.config.with_name(f"{topic}.yaml")
+    config.write_text(json.dumps(given))
+    return config
 
 
 def named(found: dict[str, Any]) -> set[tuple[str, int, int]]:
@@ -140,6 +148,16 @@ def committed(agent: Agent) -> None:
     time.sleep(0.3)
 
 
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Agent, Kafka]]:
+    """Yield an agent that has shipped all there is, and its broker. Nothing of it may change."""
+    with EmbeddedKafka(1) as broker:
+        kafka = mock(broker)
+        with Agent(tmp_path_factory.mktemp("shipped"), kafka.topics(), receipts=SOON) as agent:
+            ship(agent)
+            yield agent, kafka
+
+
 def write(agent: Agent) -> None:
     """Write two clients' files, of which one has bad lines and blank ones."""
     append(agent.root / "acme/a.jsonl", map(feedback, range(LINES)))
@@ -147,44 +165,56 @@ def write(agent: Agent) -> None:
     append(agent.root / "other/b.jsonl", rest)
 
 
+def ship(agent: Agent) -> None:
+    write(agent)
+    agent.start().until_delivered(2 * LINES, 2)
+    committed(agent)
+    agent.stop()
+
+
 # ---- what is there, and what is not
 
 
-def test_all_that_is_in_kafka_is_found_where_receipts_say(topics: Topics, tmp_path: Path) -> None:
-    """Beside a running agent, and after it: no more is read than was acknowledged."""
-    with Agent(tmp_path, topics, receipts=SOON) as agent:
-        write(agent)
-        agent.start().until_delivered(2 * LINES, 2)
-        committed(agent)
-        running = verdict(agent)
-        agent.stop()
-        stopped = verdict(agent)
-        scanned = verdict(agent, "--scan")
-
-    for found in (running, stopped, scanned):
-        assert {"delivered": 2 * LINES, "dead_lettered": 2} == counts(found)
+def test_all_that_is_in_kafka_is_found_where_receipts_say(shipped: tuple[Agent, Kafka]) -> None:
+    """No more is read than was acknowledged, and a scan finds the same."""
+    agent, _ = shipped
+    seeking, scanning = verdict(agent), verdict(agent, "--scan")
+    for found in (seeking, scanning):
+        assert ALL == counts(found)
         assert 2 * LINES + 2 == found["records"]
-    assert ["receipts", "receipts", "topics"] == [
-        found["read"] for found in (running, stopped, scanned)
-    ]
-    assert {"acme": LINES, "other": LINES + 2} == {
-        file["client"]: file["lines"] for file in running["files"]
-    }
+        clients = {file["client"]: file["lines"] for file in found["files"]}
+        assert {"acme": LINES, "other": LINES + 2} == clients
+    assert ("receipts", "topics") == (seeking["read"], scanning["read"])
 
 
-def test_each_of_20_records_that_were_removed_is_named(either: Kafka, tmp_path: Path) -> None:
-    with Agent(tmp_path, either.topics(), receipts=SOON) as agent:
-        write(agent)
-        agent.start().until_delivered(2 * LINES, 2)
-        agent.stop()
-        sent = sorted({place(r) for r in records(agent.topics, agent.topics.events)})
-        # no two of them beside each other, or they were one range
-        removed = {*sent[:: len(sent) // 20][:20]}
-        without(agent, either, removed)
-        found = verdict(agent, code=1)
-        shown = run(agent)
+def test_a_directory_or_a_file_may_be_named(shipped: tuple[Agent, Kafka]) -> None:
+    agent, _ = shipped
+    found = verdict(agent, str(agent.root / "acme"))
+    assert ["acme/a.jsonl"] == [file["path"] for file in found["files"]]
+    found = verdict(agent, str(agent.root / "other/b.jsonl"))
+    assert {"delivered": LINES, "dead_lettered": 2} == counts(found)
 
-    assert {"delivered": 2 * LINES - 20, "dead_lettered": 2, "missing": 20} == counts(found)
+
+def test_each_of_20_records_that_were_removed_is_named(shipped: tuple[Agent, Kafka]) -> None:
+    assert_20_are_named(*shipped)
+
+
+@pytest.mark.kafka
+def test_so_it_is_on_a_real_kafka(real: Kafka, tmp_path: Path) -> None:
+    with Agent(tmp_path, real.topics(), receipts=SOON) as agent:
+        ship(agent)
+        assert ALL == counts(verdict(agent))
+        assert_20_are_named(agent, real)
+
+
+def assert_20_are_named(agent: Agent, kafka: Kafka) -> None:
+    sent = sorted({place(r) for r in records(agent.topics, agent.topics.events)})
+    # no two of them beside each other, or they were one range
+    removed = {*sent[:: len(sent) // 20][:20]}
+    config = copied(agent, kafka, removed=removed)
+    found, shown = verdict(config, code=1), run(config)
+
+    assert {**ALL, "delivered": 2 * LINES - 20, "missing": 20} == counts(found)
     paths = {file["source"]: file["path"] for file in found["files"]}
     assert {(paths[p.source], p.start, p.end) for p in removed} == named(found)
     assert all(f"{p.start:,}" in shown.stdout for p in removed)
@@ -192,53 +222,50 @@ def test_each_of_20_records_that_were_removed_is_named(either: Kafka, tmp_path: 
     assert 1 == shown.exit_code
 
 
+def test_a_copy_without_anything_removed_is_whole(shipped: tuple[Agent, Kafka]) -> None:
+    """Records that came again are counted, and are nothing wrong."""
+    agent, kafka = shipped
+    found = verdict(copied(agent, kafka, again=7))
+    assert {**ALL, "copies": 7} == counts(found)
+    assert "topics" == found["read"]
+
+
+def test_records_of_others_are_passed_over(shipped: tuple[Agent, Kafka]) -> None:
+    """A topic has records of other nodes, and anybody's who may write to it."""
+    agent, kafka = shipped
+    config = copied(agent, kafka)
+    topic = json.loads(config.read_text())["kafka"]["topic"]
+
+    async def strange() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap)
+        await producer.start()
+        for source in (b"1;ffffffffffffffff;0;0;9", b"1;x;y", b"\xff", None):
+            headers = [] if source is None else [("source", source)]
+            await producer.send_and_wait(topic, b"x", partition=0, headers=headers)
+        await producer.stop()
+
+    asyncio.run(strange())
+    found = verdict(config)
+    assert ALL == counts(found)
+    assert 2 * LINES + 2 + 4 == found["records"]
+
+
+@pytest.mark.long
 def test_what_another_file_of_the_same_content_sent_is_no_proof(
     mocked: Kafka, tmp_path: Path
 ) -> None:
     """Two apps that write the same lines: one's records say nothing of the other's."""
     with Agent(tmp_path, mocked.topics(), receipts=SOON) as agent:
-        for name in ("acme/a.jsonl", "acme/a-2.jsonl", "other/a.jsonl"):
-            append(agent.root / name, map(feedback, range(50)))
-        agent.start()
-        agent.until(lambda: agent.metric("events_delivered_total") >= 50, "one of them")
+        for client in ("acme", "other"):
+            append(agent.root / client / "a.jsonl", map(feedback, range(50)))
+        agent.start().until_delivered(100)
         agent.stop()
-        first = verdict(agent)
-        one = next(f for f in first["files"] if f["source"] and f["delivered"] == 50)
+        first, _ = verdict(agent)["files"]
         sent = {place(r) for r in records(agent.topics, agent.topics.events)}
-        removed = {p for p in sent if p.source == one["source"]}
-        without(agent, mocked, removed)
-        found = verdict(agent, code=1)
+        config = copied(agent, mocked, removed={p for p in sent if p.source == first["source"]})
+        found = verdict(config, code=1)
 
-    assert [50] == [f["missing"] for f in found["files"] if f["path"] == one["path"]]
-
-
-def test_records_that_came_again_are_counted(topics: Topics, tmp_path: Path) -> None:
-    with Agent(tmp_path, topics) as agent:
-        write(agent)
-        agent.start().until_delivered(2 * LINES, 2)
-        agent.stop()
-        produce(topics.bootstrap_servers, topics.events, records(topics, topics.events)[:7])
-        found = verdict(agent, "--scan")
-    assert {"delivered": 2 * LINES, "dead_lettered": 2, "copies": 7} == counts(found)
-
-
-def test_records_of_others_are_passed_over(topics: Topics, tmp_path: Path) -> None:
-    """A topic has records of other nodes, and anybody's who may write to it."""
-
-    async def strange() -> None:
-        producer = AIOKafkaProducer(bootstrap_servers=topics.bootstrap_servers)
-        await producer.start()
-        for source in (b"1;ffffffffffffffff;0;0;9", b"1;x;y", b"\xff", None):
-            headers = [] if source is None else [("source", source)]
-            await producer.send_and_wait(topics.events, b"x", partition=0, headers=headers)
-        await producer.stop()
-
-    asyncio.run(strange())
-    with Agent(tmp_path, topics) as agent:
-        append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
-        agent.start().until_delivered(9)
-        agent.stop()
-        assert {"delivered": 9} == counts(verdict(agent, "--scan"))
+    assert [(50, 0), (0, 50)] == [(f["missing"], f["delivered"]) for f in found["files"]]
 
 
 # ---- what need not be there
@@ -274,6 +301,7 @@ def test_what_is_in_the_spool_is_pending_until_it_is_replayed(
         running = verdict(agent, "--consumer-config", str(reader))
         agent.kill()
         stopped = verdict(agent, "--consumer-config", str(reader))
+        robbed = verdict(emptied(agent), "--consumer-config", str(reader), code=1)
     with Agent(tmp_path, topics, receipts=SOON) as agent:
         agent.start().until_delivered(2 * LINES, 2)
         agent.until(lambda: agent.mode() == "live", "replayed")
@@ -285,25 +313,26 @@ def test_what_is_in_the_spool_is_pending_until_it_is_replayed(
     assert {"pending": 2 * LINES + 2} == counts(running) == counts(stopped)
     assert {"delivered": 2 * LINES, "dead_lettered": 2} == counts(replayed) == counts(after)
     assert "receipts" == replayed["read"] == after["read"]
+    # Spooled is no excuse for ever. What lies between dead letters that wait may be one of them.
+    lost = [(file["path"], file["missing"], file["pending"]) for file in robbed["files"]]
+    assert [("acme/a.jsonl", LINES, 0), ("other/b.jsonl", 0, LINES + 2)] == lost
 
 
-def test_what_the_spool_lost_is_missing(topics: Topics, tmp_path: Path) -> None:
-    """Spooled is no excuse for ever: only as long as it is in the spool."""
-    reader = tmp_path / "reader.yaml"
-    reader.write_text(json.dumps({"kafka": {"bootstrap_servers": topics.bootstrap_servers}}))
-    with Agent(tmp_path, NOWHERE, receipts=SOON, kafka={"start_s": 0.2}) as agent:
-        append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
-        agent.start()
-        committed(agent)
-        agent.kill()
-        spool = sqlite3.connect(agent.state_dir / "spool.db")
-        with spool:
-            spool.execute("UPDATE bounds SET head = \"end\" WHERE name = 'events'")
-        spool.close()
-        found = verdict(agent, "--consumer-config", str(reader), code=1)
-    assert {"missing": 9} == counts(found)
+def emptied(agent: Agent) -> Path:
+    """Copy the state directory and take the events out of the spool that is in it. Return a
+    configuration that names the copy."""
+    state = agent.state_dir.with_name("robbed")
+    shutil.copytree(agent.state_dir, state)
+    with contextlib.closing(sqlite3.connect(state / "spool.db")) as spool, spool:
+        spool.execute("UPDATE bounds SET head = \"end\" WHERE name = 'events'")
+    given = json.loads(agent.config.read_text())
+    given["agent"]["state_dir"] = str(state)
+    config = agent.config.with_name("robbed.yaml")
+    config.write_text(json.dumps(given))
+    return config
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 def test_what_the_topic_kept_long_enough_is_expired_and_no_other(
     real: Kafka, tmp_path: Path
@@ -333,6 +362,7 @@ def test_what_the_topic_kept_long_enough_is_expired_and_no_other(
     assert {"delivered": LINES - 20, "missing": 20} == found["3600000"]
 
 
+@pytest.mark.long
 def test_what_was_passed_over_on_purpose_is_skipped(topics: Topics, tmp_path: Path) -> None:
     with Agent(tmp_path, topics, source={"start_at": "end"}, receipts=SOON) as agent:
         append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
@@ -386,6 +416,7 @@ def test_a_time_bounds_what_is_read(real: Kafka, tmp_path: Path) -> None:
 # ---- files that move
 
 
+@pytest.mark.long
 def test_a_file_is_followed_through_rotation_truncation_and_compression(
     topics: Topics, tmp_path: Path
 ) -> None:
@@ -415,6 +446,7 @@ def test_a_file_is_followed_through_rotation_truncation_and_compression(
         assert 0 == one["gone_files"]
 
 
+@pytest.mark.long
 def test_of_a_file_that_is_gone_the_bytes_are_held_against_receipts(
     mocked: Kafka, tmp_path: Path
 ) -> None:
@@ -432,37 +464,20 @@ def test_of_a_file_that_is_gone_the_bytes_are_held_against_receipts(
             (found := verdict(agent))["gone_files"],
             found["gone"],
         )
-        without(agent, mocked, {sent[0]})
-        (gone,) = verdict(agent, "--scan")["gone"]
+        (gone,) = verdict(copied(agent, mocked, removed={sent[0]}), "--scan")["gone"]
     assert sent[0].end - sent[0].start == gone["gap_bytes"]
     assert gone["settled"] in sizes.values()
     assert (1, gone["settled"] - gone["gap_bytes"]) == (gone["gaps"], gone["delivered"])
 
 
-def test_a_file_that_cannot_be_read_is_no_proof(topics: Topics, tmp_path: Path) -> None:
-    with Agent(tmp_path, topics) as agent:
-        append(agent.root / "acme/a.jsonl", map(feedback, range(9)))
-        agent.start().until_delivered(9)
-        agent.stop()
-        link = agent.root / "acme/link.jsonl"
-        link.symlink_to("a.jsonl")
-        path = agent.root / "acme/a.jsonl"
-        assert {"delivered": 9} == counts(verdict(agent, str(path)))
-        path.unlink()
-        path.mkdir()
-        assert 0 == run(agent, str(path)).exit_code
-
-
-def test_a_directory_or_a_file_may_be_named(topics: Topics, tmp_path: Path) -> None:
-    with Agent(tmp_path, topics, receipts=SOON) as agent:
-        write(agent)
-        agent.start().until_delivered(2 * LINES, 2)
-        agent.stop()
-        assert ["acme/a.jsonl"] == [
-            file["path"] for file in verdict(agent, str(agent.root / "acme"))["files"]
-        ]
-        found = verdict(agent, str(agent.root / "other/b.jsonl"))
-    assert {"delivered": LINES, "dead_lettered": 2} == counts(found)
+def test_a_file_that_cannot_be_read_is_no_proof(
+    shipped: tuple[Agent, Kafka], tmp_path: Path
+) -> None:
+    """Nor is it waited for."""
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    agent, _ = shipped
+    found = verdict(agent, str(tmp_path / "fifo.jsonl"), code=1)
+    assert (1, "cannot be read: not_regular") == (found["unreadable"], found["files"][0]["note"])
 
 
 # ---- who may read
@@ -548,6 +563,7 @@ def test_checkpoints_are_copied_while_they_are_written(tmp_path: Path) -> None:
     assert max(seen[-1]) > min(seen[0])
 
 
+@pytest.mark.long
 def test_what_the_agent_does_is_not_disturbed(topics: Topics, tmp_path: Path) -> None:
     """It writes, is proved again and again, and no line and no lock is lost."""
     with Agent(tmp_path, topics, receipts=SOON) as agent:
