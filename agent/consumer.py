@@ -7,12 +7,15 @@ one room that consumes: the agent itself only produces.
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition, errors
 from aiokafka.protocol.admin import DescribeConfigsRequest
+from aiokafka.record.default_records import DefaultRecordBatch
 
-from agent import answers, connections
+from agent import answers, codecs, connections
 from agent import producer as _quiet  # noqa: F401 - its import keeps metadata from creating topics
 from agent.clock import SystemClock
 from agent.config.sections import Kafka
@@ -26,6 +29,17 @@ RECORDS_MAX = 5000
 """Handed out at a time."""
 _TOPIC_RESOURCE = 2
 _RETENTION = ["retention.ms", "retention.bytes"]
+
+
+def _unpack_zstd() -> None:
+    """Let aiokafka unpack zstd with what the agent packs it with; else it wants another package."""
+    records: Any = import_module(DefaultRecordBatch.__module__)  # compiled, or not
+    if not records.codecs.has_zstd():
+        records.codecs.has_zstd = lambda: True
+        records.zstd_decode = partial(codecs.decompress, codecs.NUMBERS["zstd"])
+
+
+_unpack_zstd()
 
 
 class Bounds(NamedTuple):

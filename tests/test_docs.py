@@ -181,7 +181,10 @@ def test_every_log_event_key_and_reason_that_delivery_names_exists() -> None:
     assert {"sink.down", "checkpoints.lost", "invariant.broken"} <= logged
     assert {"in_flight.events_max", "kafka.topic"} <= known
     named = {word for word in quoted(DELIVERY) if DOTTED.fullmatch(word)}
-    files = {"checkpoints.db", "checkpoints.created", "control.sock", "replayed.db", "spool.db"}
+    files = {
+        *("checkpoints.db", "checkpoints.created", "control.sock", "receipts.jsonl"),
+        *("replayed.db", "spool.db"),
+    }
     assert named - files - NOT_OURS <= logged | known
 
 

@@ -226,8 +226,10 @@ class Proving:
         }
         if left_out := len(self._gone) - len(told):
             self._gone = told
-            self._notes.append(f"{left_out:,} files are gone, and no receipts name all of their"
-                               " records: --scan looks for them")  # fmt: skip
+            self._notes.append(
+                f"files that are gone, and whose records receipts do not name: {left_out:,}; --scan"
+                " looks for them"
+            )
 
     def _born_s(self) -> float | None:
         """Return when the oldest of the files was born: no line of them is older in the topics.
@@ -288,7 +290,7 @@ class Proving:
     # ---- what that proves
 
     def _prove(self, read: str, since_s: float | None = None) -> Verdict:
-        since = "" if since_s is None else datetime.fromtimestamp(since_s, UTC).isoformat()
+        since = "" if since_s is None else _rfc3339(since_s)
         verdict = Verdict(read=read, since=since, records=self._records, notes=[*self._notes])
         for met in self._met:
             verdict.add(self._file(met, verdict))
@@ -375,14 +377,19 @@ class Proving:
         if self._gone:
             gaps_in = sum(1 for gone in self._gone.values() if gone.gaps)
             verdict.notes.append(
-                f"{len(self._gone):,} files are gone, not comparable by line; what records say of"
-                f" their bytes has gaps in {gaps_in:,}"
+                f"files that are gone, and so not comparable by line: {len(self._gone):,}, with"
+                f" gaps in their bytes: {gaps_in:,}"
             )
 
 
 def _gone(path: str, source: str, generation: int, settled: int) -> Gone:
     return Gone(path=path, source=source, generation=generation, settled=settled, delivered=0,
                 dead_lettered=0, receipts=0, gaps=0, gap_bytes=0)  # fmt: skip
+
+
+def _rfc3339(at_s: float) -> str:
+    at = datetime.fromtimestamp(at_s, UTC)
+    return at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _bytes(ranges: Iterable[tuple[int, int]]) -> int:

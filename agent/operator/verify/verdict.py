@@ -109,6 +109,7 @@ COUNTS = (
     "missing",
     "copies",
 )
+HEADINGS = {"dead_lettered": "dead"}
 ALWAYS = {"lines", "delivered", "missing"}
 
 
@@ -116,17 +117,17 @@ def shown(verdict: Verdict) -> RenderableType:
     """Return the verdict for people: a row for each file, then what is missing, then the sum."""
     parts: list[RenderableType] = []
     counts = [name for name in COUNTS if name in ALWAYS or getattr(verdict, name)]
-    headings = [name.replace("_", " ") for name in counts]
+    headings = [HEADINGS.get(name, name) for name in counts]
     rows = table("file", *headings, right=tuple(headings))
     for file in verdict.files:
         numbers = [_number(name, getattr(file, name)) for name in counts]
-        name = file.path + (f" ({file.note})" if file.note else "")
-        rows.add_row(cell(name), *numbers)
+        rows.add_row(cell(file.path), *numbers)
     parts.append(rows)
+    parts += [cell(f"{f.path}: {f.note}", STYLES["warn"]) for f in verdict.files if f.note]
     parts += _missing(verdict)
     parts += [cell(f"note: {note}", STYLES["warn"]) for note in verdict.notes]
     parts += _gone(verdict)
-    parts.append(_sum(verdict))
+    parts += [_sum(verdict), cell(_read(verdict))]
     return Group(*parts)
 
 
@@ -166,16 +167,27 @@ def _gone(verdict: Verdict) -> Iterator[RenderableType]:
 
 
 def _sum(verdict: Verdict) -> RenderableType:
-    where = f"of the topics since {verdict.since}" if verdict.since else "of all of the topics"
-    if verdict.read == "receipts":
-        where = "that receipts name"
-    how = f"Records read: {verdict.records:,} {where}."
     if verdict.unreadable:
-        return cell(f"FAIL  {verdict.unreadable:,} files could not be read. {how}", STYLES["fail"])
+        what = f"{_files(verdict.unreadable)} could not be read"
+        if verdict.missing:
+            what += f", and {verdict.missing:,} lines of others are missing"
+        return cell(f"FAIL  {what}.", STYLES["fail"])
     if verdict.missing:
-        files = sum(1 for file in verdict.files if file.missing)
-        what = f"{verdict.missing:,} of {verdict.lines:,} lines are missing, in {files:,} files."
-        return cell(f"FAIL  {what} {how}", STYLES["fail"])
+        where = _files(sum(1 for file in verdict.files if file.missing))
+        what = f"{verdict.missing:,} of {verdict.lines:,} lines are missing, in {where}."
+        return cell(f"FAIL  {what}", STYLES["fail"])
     there = verdict.delivered + verdict.dead_lettered
     what = f"{there:,} of {verdict.lines:,} lines are in Kafka, none is missing."
-    return cell(f"OK  {what} {how}", STYLES["ok"])
+    return cell(f"OK  {what}", STYLES["ok"])
+
+
+def _read(verdict: Verdict) -> str:
+    """Return on what the verdict rests."""
+    if verdict.read == "receipts":
+        return f"Read: the {verdict.records:,} records that receipts name."
+    since = f" since {verdict.since}" if verdict.since else ""
+    return f"Read: all {verdict.records:,} records of the topics{since}."
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file" + ("s" if count != 1 else "")
