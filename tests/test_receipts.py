@@ -94,6 +94,21 @@ async def test_what_is_too_old_goes(make: Make, clock: FakeClock, tmp_path: Path
     assert ranges(tmp_path, clock.wall() - 12.0)[0][1] == 38
 
 
+async def test_after_a_long_rest_nothing_old_stays(
+    make: Make, clock: FakeClock, tmp_path: Path
+) -> None:
+    kept = make(keep_s=80.0)
+    for number in range(3):
+        kept.acked("events", batch("a", number, number + 1), number)
+        await kept.close()
+        os.utime(tmp_path / NAME, (clock.wall(), clock.wall()))
+        clock.advance(20.0)
+    clock.advance(1000.0)
+    kept.acked("events", batch("b", 0, 1), 3)
+    await kept.close()
+    assert [("b", 0, 1)] == ranges(tmp_path)
+
+
 async def test_a_torn_one_costs_no_other(make: Make, tmp_path: Path) -> None:
     """A crash in the middle of a write."""
     kept = make()

@@ -51,6 +51,11 @@ def test_where_a_broker_did_not_say_all_of_the_partition_is_wanted() -> None:
     tally.acked([Place("a", 0, 0, 5)], "events", 3, (7, 9))
     tally.acked([Place("a", 0, 5, 9)], "events", 3, UNTOLD)
     assert {("events", 3): [UNTOLD]} == windows(tally.take(0.0), 1)
+    receipts = [
+        Receipt(at=0.0, source="a", generation=0, start=0, end=5, acked={"events": {"3": window}})
+        for window in ((7, 9), UNTOLD, (500, 600))
+    ]
+    assert {("events", 3): [UNTOLD]} == windows(receipts, 1)
 
 
 def test_more_generations_than_fit_are_counted_and_left_out() -> None:
