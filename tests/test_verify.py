@@ -5,11 +5,12 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,6 +27,7 @@ from agent.core.identity import Anchor
 from agent.core.places import Place, parse_place
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
+from agent.operator.verify import Options, verify
 from agent.operator.verify.books import books
 from agent.store import Store
 from tests import real_kafka, secured_kafka
@@ -126,9 +128,15 @@ def copied(agent: Agent, kafka: Kafka, *, removed: Container[Place] = (), again:
     topics, topic = agent.topics, kafka.topic(3)
     kept = [r for r in records(topics, topics.events) if place(r) not in removed]
     produce(topics.bootstrap_servers, topic, [*kept, *kept[:again]])
-    given = json.loads(agent.config.read_text())
-    given["kafka"]["topic"] = topic
-    config = agent.config.with_name(f"{topic}.yaml")
+    return configured(agent, topic, kafka={"topic": topic})
+
+
+def configured(of: Agent, name: str, **sections: Mapping[str, object]) -> Path:
+    """Return a configuration that differs from the agent's in some keys."""
+    given = json.loads(of.config.read_text())
+    for section, keys in sections.items():
+        given[section] |= keys
+    config = of.config.with_name(f"{name}.yaml")
     config.write_text(json.dumps(given))
     return config
 
@@ -227,7 +235,6 @@ def test_a_copy_without_anything_removed_is_whole(shipped: tuple[Agent, Kafka]) 
     agent, kafka = shipped
     found = verdict(copied(agent, kafka, again=7))
     assert {**ALL, "copies": 7} == counts(found)
-    assert "topics" == found["read"]
 
 
 def test_records_of_others_are_passed_over(shipped: tuple[Agent, Kafka]) -> None:
@@ -325,11 +332,7 @@ def emptied(agent: Agent) -> Path:
     shutil.copytree(agent.state_dir, state)
     with contextlib.closing(sqlite3.connect(state / "spool.db")) as spool, spool:
         spool.execute("UPDATE bounds SET head = \"end\" WHERE name = 'events'")
-    given = json.loads(agent.config.read_text())
-    given["agent"]["state_dir"] = str(state)
-    config = agent.config.with_name("robbed.yaml")
-    config.write_text(json.dumps(given))
-    return config
+    return configured(agent, "robbed", agent={"state_dir": str(state)})
 
 
 @pytest.mark.long
@@ -388,6 +391,18 @@ def test_without_receipts_all_is_read_before_anything_is_missing(
         agent.kill()
         found = verdict(agent)
     assert {"delivered": 2 * LINES, "dead_lettered": 2} == counts(found)
+    assert "topics" == found["read"]
+
+
+def test_receipts_are_believed_in_nothing(shipped: tuple[Agent, Kafka], tmp_path: Path) -> None:
+    """Where they name the wrong records, what is not there is looked for everywhere."""
+    agent, _ = shipped
+    shutil.copytree(agent.state_dir, tmp_path / "state")
+    path = tmp_path / "state" / "receipts.jsonl"
+    path.write_text(re.sub(r"\[[0-9]+,[0-9]+\]", "[0,0]", path.read_text()))
+    config = configured(agent, "misled", agent={"state_dir": str(tmp_path / "state")})
+    found = verdict(config)
+    assert ALL == counts(found)
     assert "topics" == found["read"]
 
 
@@ -478,6 +493,42 @@ def test_a_file_that_cannot_be_read_is_no_proof(
     agent, _ = shipped
     found = verdict(agent, str(tmp_path / "fifo.jsonl"), code=1)
     assert (1, "cannot be read: not_regular") == (found["unreadable"], found["files"][0]["note"])
+
+
+def test_a_file_that_moves_meanwhile_is_not_compared(topics: Topics, tmp_path: Path) -> None:
+    """Its lines are another file's by now, and none of them is missing."""
+    names = ("deleted", "rotated", "stays", "truncated")
+    with Agent(tmp_path, topics, receipts=SOON) as agent:
+        for name in names:
+            append(agent.root / f"acme/{name}.jsonl", [feedback(n, by=name) for n in range(20)])
+        agent.start().until_delivered(80)
+        committed(agent)
+        agent.stop()
+        config = configuration.load(agent.config, {})
+        deleted, rotated, _, truncated = (agent.root / f"acme/{name}.jsonl" for name in names)
+
+    def progress(what: str, _done: int, _total: int) -> None:
+        if what == "comparing files" and deleted.exists():
+            deleted.unlink()
+            rotated.rename(rotated.with_name("rotated.jsonl.1"))
+            truncated.write_bytes(b"")
+            append(rotated, [feedback(21)])
+            append(truncated, [feedback(22)])
+
+    found = asyncio.run(verify(config, config.kafka, [], Options(), progress))
+
+    moved = "moved or changed meanwhile: not compared"
+    assert [moved, moved, "", moved] == [file.note for file in found.files]
+    assert (True, 0, 20) == (found.whole, found.missing, found.delivered)
+
+
+def test_names_that_are_no_text_are_printed(topics: Topics, tmp_path: Path) -> None:
+    with Agent(tmp_path, topics) as agent:
+        name = os.fsdecode(b"acme/\xff\x1b.jsonl")
+        append(agent.root / name, [feedback(1)])
+        found = verdict(agent)
+        assert ["acme/\\xff\\x1b.jsonl"] == [file["path"] for file in found["files"]]
+        assert "\x1b" not in run(agent).stdout
 
 
 # ---- who may read

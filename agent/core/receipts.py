@@ -5,7 +5,7 @@ stands for all that was acknowledged of a generation between two writes: from it
 last, and of each partition from the first ``kafka_offset`` to the last.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct, field
@@ -109,6 +109,16 @@ def windows(receipts: Iterable[Receipt], apart_min: int) -> dict[Partition, list
                 found = told.setdefault((topic, int(number)), [window])
                 found[-1:] = _joined([found[-1], window], apart_min)  # mostly it is the next one
     return {partition: _joined(sorted(found), apart_min) for partition, found in told.items()}
+
+
+def united(
+    one: Mapping[Partition, Sequence[Window]],
+    other: Mapping[Partition, Sequence[Window]],
+    apart_min: int,
+) -> dict[Partition, list[Window]]:
+    """Return what is in either, as ``windows`` does."""
+    found = {p: sorted([*one.get(p, ()), *other.get(p, ())]) for p in {*one, *other}}
+    return {partition: _joined(both, apart_min) for partition, both in found.items() if both}
 
 
 def _joined(found: list[Window], apart_min: int) -> list[Window]:

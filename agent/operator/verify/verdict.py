@@ -38,10 +38,11 @@ class File(Struct, kw_only=True):
     copies: int = 0
     ranges: int = 0
     missing_ranges: list[Missing] = field(default_factory=list)
+    unreadable: bool = False
     note: str = ""
 
 
-class Gone(Struct, kw_only=True):
+class Gone(Struct):
     """A generation whose file is not there: its lines cannot be counted, only its bytes.
 
     Attributes:
@@ -56,11 +57,11 @@ class Gone(Struct, kw_only=True):
     source: str
     generation: int
     settled: int
-    delivered: int
-    dead_lettered: int
-    receipts: int
-    gaps: int
-    gap_bytes: int
+    delivered: int = 0
+    dead_lettered: int = 0
+    receipts: int = 0
+    gaps: int = 0
+    gap_bytes: int = 0
 
 
 class Verdict(Struct, kw_only=True):
@@ -97,6 +98,8 @@ class Verdict(Struct, kw_only=True):
         self.files.append(file)
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(file, name))
+        self.unreadable += file.unreadable
+        self.whole = not (self.missing or self.unreadable)
 
 
 COUNTS = (
@@ -184,7 +187,7 @@ def _sum(verdict: Verdict) -> RenderableType:
 def _read(verdict: Verdict) -> str:
     """Return on what the verdict rests."""
     if verdict.read == "receipts":
-        return f"Read: the {verdict.records:,} records that receipts name."
+        return f"Read: {verdict.records:,} records, where receipts say they are."
     since = f" since {verdict.since}" if verdict.since else ""
     return f"Read: all {verdict.records:,} records of the topics{since}."
 
