@@ -24,7 +24,7 @@ from agent.demo.scene import Topics, write_config
 from agent.operator.doctor import CHECKS, Finding, cluster, kafka, node, state, topics
 from agent.operator.doctor.cluster import Cluster, Partition, Reached, TopicSeen
 from agent.operator.doctor.topics import Wanted
-from tests.running import NOWHERE, OBEDIENT, append, feedback, mock_topics
+from tests.running import NOWHERE, OBEDIENT, Agent, append, feedback, mock_topics
 
 DOCS = Path(__file__).parent.parent / "docs/operator.md"
 NOW_S = 1_800_000_000.0
@@ -104,6 +104,28 @@ def test_a_failure_is_exit_code_1_and_says_what_to_do(
     assert "> kafka-topics --create --topic not-made" in result.stdout
 
 
+def test_beside_a_running_agent_it_says_so_and_disturbs_nothing(
+    embedded: EmbeddedKafka, tmp_path: Path
+) -> None:
+    with Agent(tmp_path, mock_topics(embedded)) as agent:
+        append(agent.root / "acme/a.jsonl", [feedback(1)])
+        agent.start()
+        agent.until_delivered(1)
+
+        found = json.loads(doctor(agent.config, "--json").stdout)["findings"]
+
+        (lock,) = (one for one in found if one["check"] == "state.lock")
+        assert ("warn", f"held by a running agent, pid {agent.pid}") == (
+            lock["verdict"],
+            lock["found"],
+        )
+        assert "fail" not in {one["verdict"] for one in found}
+        append(agent.root / "acme/a.jsonl", [feedback(2)])
+        agent.until_delivered(2)
+        assert 0 == agent.stop()
+        assert not agent.log_entries("sink.down", "producer.retired")
+
+
 def squeezed(result: Result) -> str:
     return "".join(line.rstrip() + "\n" for line in result.stdout.splitlines())
 
@@ -165,6 +187,20 @@ def test_files_that_may_not_be_read_are_counted_and_one_is_named(tmp_path: Path)
     assert "may not read 1 files (acme/b.jsonl for one) and 0 directories" in permissions["found"]
 
 
+def test_the_name_of_a_file_is_shown_as_elsewhere(tmp_path: Path) -> None:
+    """Redacted, and fit for JSON and a terminal although it is not even text."""
+    name = os.fsdecode(b"acme/jo.doe@example.com\xff\x1b.jsonl")
+    append(tmp_path / "feedback" / name, [feedback(1)])
+    config(tmp_path)
+    (tmp_path / "feedback" / name).chmod(0)
+
+    found = obedient(tmp_path, "source.permissions")["found"]
+
+    assert "jo.doe" not in found
+    assert "[EMAIL]" in found
+    assert found.isprintable()
+
+
 def test_a_state_directory_of_another_user_is_no_place_for_state(tmp_path: Path) -> None:
     config(tmp_path)
     (tmp_path / "state").mkdir(mode=0o500)
@@ -202,7 +238,7 @@ def test_links_and_other_names_that_are_left_out_are_counted(tmp_path: Path) -> 
     (tmp_path / "feedback/acme/link.jsonl").symlink_to("a.jsonl")
     loaded = config(tmp_path)
 
-    found = {one.check: one for one in node.of_source(loaded, Frozen())}
+    found = {one.check: one for one in node.of_source(loaded, Frozen(), str)}
 
     assert "files: 1, clients: 1; left out: 1 symlink" == found["source.files"].found
     assert "links are never followed: let apps write files" == found["source.files"].advice

@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agent import redaction
 from agent.clock import Clock, SystemClock
 from agent.config import Config
+from agent.core.redact import UNSHOWN
 from agent.credentials import Credentials
 from agent.errors import ConfigError
 from agent.operator import screen
@@ -50,9 +52,18 @@ def diagnose(
         yield about.fail(str(error), advice)
     else:
         yield about.ok(f"good, node {config.node}")
-    yield from node.of_source(config, clock)
+    yield from node.of_source(config, clock, _shown(config))
     yield from state.of_state(config)
     yield from _of_kafka(config, clock)
+
+
+def _shown(config: Config) -> Callable[[str], str]:
+    """Return what may be said of the name of a file; nothing where the rules cannot be read."""
+    try:
+        rules = redaction.load(config.redact)
+    except ConfigError:
+        return lambda _: UNSHOWN
+    return redaction.shown(lambda: rules)
 
 
 def _of_kafka(config: Config, clock: Clock) -> Iterator[Finding]:

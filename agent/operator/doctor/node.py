@@ -7,7 +7,7 @@ import pwd
 import resource
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from agent.assembly import descriptors_within, scanner
 from agent.clock import Clock
 from agent.config import Config
 from agent.core.discovery import Scan, Seen
+from agent.logs import escaped
 from agent.opener import Refused, birth_of, open_beneath
 from agent.operator.doctor.finding import About, Finding
 
@@ -52,7 +53,8 @@ def owned(status: os.stat_result) -> str:
     return f"{stat.filemode(status.st_mode)} {user}:{group}"
 
 
-def of_source(config: Config, clock: Clock) -> Iterator[Finding]:
+def of_source(config: Config, clock: Clock, shown: Callable[[str], str]) -> Iterator[Finding]:
+    """Yield what there is to say; ``shown`` is what may be said of a name."""
     root = config.source.root
     found = source_root(root)
     yield found
@@ -63,7 +65,7 @@ def of_source(config: Config, clock: Clock) -> Iterator[Finding]:
     else:
         scan = scanner(config, clock).scan()
         yield source_filesystem(root)
-        yield source_permissions(root, scan)
+        yield source_permissions(root, scan, shown)
         yield source_files(root, scan)
         directories, files = len(scan.directories) + len(scan.unreadable), scan.files
     yield inotify_instances()
@@ -120,12 +122,13 @@ def source_filesystem(root: Path) -> Finding:
     return about.ok(f"{kind}, of this node, tells when files were made")
 
 
-def source_permissions(root: Path, scan: Scan) -> Finding:
+def source_permissions(root: Path, scan: Scan, shown: Callable[[str], str]) -> Finding:
     """Open what the scan met, as the agent does, and close it again."""
     about, denied = About("source.permissions", root), _denied(root, scan)
     closed = sum(one.reason == "permission" for one in scan.unreadable)
     if denied or closed:
-        found = f"{who()} may not read {_some(denied, 'file')} and {closed} directories"
+        one = f" ({escaped(shown(denied[0]))} for one)" if denied else ""
+        found = f"{who()} may not read {len(denied)} files{one} and {closed} directories"
         advice = "let apps write with a common group and mode 0640 (umask 027), directories 2750"
         if os.geteuid() == 0:
             advice += "; or leave CAP_DAC_READ_SEARCH to the agent"
@@ -146,11 +149,6 @@ def _denied(root: Path, scan: Scan) -> list[str]:
             elif opened.reason == "permission":
                 denied.append(seen.path)
     return denied
-
-
-def _some(names: list[str], what: str) -> str:
-    shown = f" ({names[0]} for one)" if names else ""
-    return f"{len(names)} {what}s{shown}"
 
 
 def source_files(root: Path, scan: Scan) -> Finding:
