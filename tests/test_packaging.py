@@ -49,10 +49,17 @@ def imported_by(source: Path) -> set[str]:
 
 
 def test_the_version_is_one() -> None:
-    """The package, its metadata and the image that Kubernetes starts carry the same version."""
-    kustomization = yaml.safe_load((ROOT / "k8s/kustomization.yaml").read_text())
+    """The package, its metadata, the image, its label and what Kubernetes starts carry the same."""
     assert agent.__version__ == PROJECT["version"]
-    assert agent.__version__ == kustomization["images"][0]["newTag"]
+    assert f"ARG VERSION={agent.__version__}\n" in (ROOT / "Dockerfile").read_text()
+    chart = yaml.safe_load((ROOT / "charts/feedback-agent/Chart.yaml").read_text())
+    assert {agent.__version__} == {chart["version"], chart["appVersion"]}
+    images = [
+        image
+        for path in (ROOT / "k8s").rglob("kustomization.yaml")
+        for image in yaml.safe_load(path.read_text()).get("images", [])
+    ]
+    assert {("feedback-agent", agent.__version__)} == {(i["name"], i["newTag"]) for i in images}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,7 @@ def test_the_version_is_one() -> None:
         "scripts/demo",
         "scripts/faults",
         "scripts/fleet",
+        "scripts/image",
         "scripts/lock",
         "scripts/sbom",
         "scripts/test",
@@ -105,8 +113,9 @@ def test_a_lock_names_no_place(lock: Path) -> None:
 
 def test_locks_agree() -> None:
     """What the tests ran with is what the image runs."""
-    run, build, dev = (pins(f"requirements{kind}.lock") for kind in ("", "-build", "-dev"))
-    assert run.items() <= dev.items()
+    kinds = ("", "-image", "-build", "-dev")
+    run, image, build, dev = (pins(f"requirements{kind}.lock") for kind in kinds)
+    assert run.items() <= image.items() <= dev.items()
     assert build.items() <= dev.items()
 
 
@@ -131,9 +140,10 @@ def test_only_the_demo_needs_the_extra() -> None:
     assert {s for s in agents_own if "confluent_kafka" in imported_by(ROOT / "agent" / s)} == set()
 
 
-def test_the_grace_period_outlasts_the_drain() -> None:
-    """SIGKILL comes after the agent has drained and closed."""
-    config = yaml.safe_load((ROOT / "k8s/configmap.yaml").read_text())["data"]["config.yaml"]
-    pod = yaml.safe_load((ROOT / "k8s/daemonset.yaml").read_text())["spec"]["template"]["spec"]
-    drain_s = yaml.safe_load(config)["agent"]["drain_s"]
-    assert pod["terminationGracePeriodSeconds"] >= drain_s + 5
+def test_the_image_carries_what_any_key_of_the_configuration_asks_for() -> None:
+    """A key that needs a package that is not there would end the agent on each node at once."""
+    extras = PROJECT["optional-dependencies"]
+    of_keys = [requirement for name in extras.keys() - {"demo", "dev"} for requirement in extras[name]]
+    wanted = {distribution(requirement) for requirement in [*PROJECT["dependencies"], *of_keys]}
+    assert wanted <= pins("requirements-image.lock").keys()
+    assert "-r requirements-image.lock" in (ROOT / "Dockerfile").read_text()
