@@ -143,7 +143,9 @@ def test_only_the_demo_needs_the_extra() -> None:
 def test_the_image_carries_what_any_key_of_the_configuration_asks_for() -> None:
     """A key that needs a package that is not there would end the agent on each node at once."""
     extras = PROJECT["optional-dependencies"]
-    of_keys = [requirement for name in extras.keys() - {"demo", "dev"} for requirement in extras[name]]
+    of_keys = [
+        requirement for name in extras.keys() - {"demo", "dev"} for requirement in extras[name]
+    ]
     wanted = {distribution(requirement) for requirement in [*PROJECT["dependencies"], *of_keys]}
     assert wanted <= pins("requirements-image.lock").keys()
     assert "-r requirements-image.lock" in (ROOT / "Dockerfile").read_text()
