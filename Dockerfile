@@ -28,8 +28,10 @@ LABEL org.opencontainers.image.title="feedback-agent" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/feedback-agent /opt/feedback-agent
-# The state directory is the one place the agent writes to; /tmp is SQLite's.
-RUN install -d -o 10001 -g 10001 -m 0700 /var/lib/feedback-agent
+# The state directory is the one place the agent writes to; /tmp is SQLite's. What is compiled needs
+# libstdc++, which a base may lack: better known now than on each node.
+RUN install -d -o 10001 -g 10001 -m 0700 /var/lib/feedback-agent \
+    && /opt/feedback-agent/bin/python -B -c "import cramjam, deflate, grpc, jsonschema_rs, re2"
 # The allocator: blocks of a chunk's size come from the heap and stay there, which saves a quarter of
 # the time of a line. glibc reads it at the start of a process, so it cannot be set any later.
 ENV PATH=/opt/feedback-agent/bin:$PATH \
@@ -42,7 +44,7 @@ EXPOSE 9108
 STOPSIGNAL SIGTERM
 # For engines that look at it; Kubernetes has its probes.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9108/healthz', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('FEEDBACK_AGENT_HTTP__PORT', '9108') + '/healthz', timeout=4)"]
 # No shell between: the agent is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["feedback-agent"]
 CMD ["run"]

@@ -345,7 +345,7 @@ def test_deletion_is_the_one_reason_to_write_below_the_root(tmp_path: Path) -> N
     _, agent, read = loaded(manifests, tmp_path)
     (feedback,) = (m for m in agent["volumeMounts"] if m["name"] == "feedback")
     assert not feedback.get("readOnly")
-    assert read.source.delete_after_s == 3600
+    assert read.source.delete_after_s == 86400
 
 
 def test_who_may_read_any_file_may_do_nothing_else(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_the_chart_is_the_base() -> None:
 
 @pytest.mark.parametrize(
     ("option", "name"),
-    [("deleteShippedAfterS=3600", "delete-shipped"), ("everyNode=true", "every-node")],
+    [("deleteShippedAfterS=86400", "delete-shipped"), ("everyNode=true", "every-node")],
 )
 def test_an_option_of_the_chart_is_a_component(option: str, name: str, tmp_path: Path) -> None:
     chart = one(in_one_order(rendered.chart(f"--set={option}")), "DaemonSet")
