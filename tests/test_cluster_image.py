@@ -203,6 +203,8 @@ def test_killed_and_started_again_on_its_state_it_loses_nothing(
         assert 0 == app.ended(CAUGHT_UP_WITHIN_S)
         await_metric(node.port, "lag_bytes", -1, KILLED_WITHIN_S)
         resident = metric(node.port, "process_resident_memory_bytes") or 0
+        cpu_s = metric(node.port, "process_cpu_seconds_total") or 0
+        of_this_life = metric(node.port, "events_delivered_total") or 1
         assert "" == agent.execute(*node.engine.config(IMAGE)["Healthcheck"]["Test"][1:])
         assert 0 == agent.stop(), agent.logs()
     finally:
@@ -212,7 +214,7 @@ def test_killed_and_started_again_on_its_state_it_loses_nothing(
     say(
         capsys,
         f"image: {verdict.lines} lines, {verdict.lost} lost, {verdict.copies} twice, "
-        f"{resident / 1e6:.0f} MB resident, "
+        f"{resident / 1e6:.0f} MB resident, {cpu_s / of_this_life * 1e6:.0f} CPU s a million, "
         f"{took_s:.1f} s from SIGKILL to the next acknowledged line",
     )
     assert verdict.ok, verdict.examples

@@ -19,21 +19,30 @@ tool() {
   "${KAFKA_BIN:-/opt/kafka/bin}/$program" "$@"
 }
 
+# never compacted: two events may have one key, and both count
 topic() {
   name=$1 retention_ms=$2
   tool kafka-topics.sh --create --if-not-exists --topic "$name" \
     --partitions "$partitions" --replication-factor "$replication"
-  # never compacted: two events may have one key, and both count
   tool kafka-configs.sh --alter --entity-type topics --entity-name "$name" --add-config \
     "cleanup.policy=delete,min.insync.replicas=$min_insync,unclean.leader.election.enable=false,retention.ms=$retention_ms"
-  for principal in $principals; do
-    tool kafka-acls.sh --add --allow-principal "$principal" \
-      --operation Describe --operation Write --topic "$name"
-  done
-  tool kafka-topics.sh --describe --topic "$name"
 }
 
-topic "${EVENTS_TOPIC:-feedback-events}" "$week_ms"
+events=${EVENTS_TOPIC:-feedback-events}
+dead_letters=${DEAD_LETTERS_TOPIC:-feedback-events-dlq}
+topic "$events" "$week_ms"
 # dead letters wait for somebody to look
-topic "${DEAD_LETTERS_TOPIC:-feedback-events-dlq}" "$((4 * week_ms))"
-[ -z "${AUDIT_TOPIC-}" ] || topic "$AUDIT_TOPIC" "$((52 * week_ms))"
+topic "$dead_letters" "$((4 * week_ms))"
+set -- --topic "$events" --topic "$dead_letters"
+if [ -n "${AUDIT_TOPIC-}" ]; then
+  topic "$AUDIT_TOPIC" "$((52 * week_ms))"
+  set -- "$@" --topic "$AUDIT_TOPIC"
+fi
+
+if [ -n "$principals" ]; then
+  for principal in $principals; do
+    set -- "$@" --allow-principal "$principal"
+  done
+  tool kafka-acls.sh --add --operation Describe --operation Write "$@"
+fi
+tool kafka-topics.sh --describe
