@@ -1,5 +1,6 @@
 """The image, built and run without an engine: buildah, podman and runc, as root."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -44,12 +45,15 @@ class Engine:
         )
         driver = "vfs" if kind.stdout.strip() == "overlayfs" else "overlay"
         places = f'graphroot = "{home}/root"\nrunroot = "{home}/run"\n'
-        self._storage.write_text(f'[storage]\ndriver = "{driver}"\n{places}')
-        # this machine may have no systemd, no bridge, and no right to raise limits
-        self._containers.write_text(
-            '[containers]\ndefault_ulimits = []\nnetns = "host"\n'
-            '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
-        )
+        written = {
+            self._storage: f'[storage]\ndriver = "{driver}"\n{places}',
+            # this machine may have no systemd, no bridge, and no right to raise limits
+            self._containers: '[containers]\ndefault_ulimits = []\nnetns = "host"\n'
+            '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n',
+        }
+        for path, text in written.items():
+            if not path.exists() or path.read_text() != text:  # another worker may be reading it
+                path.write_text(text)
 
     def run(self, *command: str | Path, within_s: float = DONE_WITHIN_S) -> str:
         """Return what ``command`` printed. Raises ``AssertionError`` with the rest."""
@@ -71,7 +75,9 @@ class Engine:
     def build(self) -> str:
         """Build the image on a stand-in for python:3.12-slim. Return what the script said last."""
         script = ROOT / "scripts/image"
-        return self.run(script, "--stand-in", within_s=BUILT_WITHIN_S).splitlines()[-1]
+        with self._storage.open() as turn:  # what one worker built, the others find done
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            return self.run(script, "--stand-in", within_s=BUILT_WITHIN_S).splitlines()[-1]
 
     def once(self, image: str, *command: str, options: Sequence[str] = ()) -> str:
         """Run ``command`` in a container to its end; return what it printed."""
@@ -148,6 +154,15 @@ def await_metric(port: int, name: str, above: float, within_s: float) -> float:
         assert time.monotonic() < began_s + within_s, f"{name}: {found}, not above {above}"
         time.sleep(0.02)
     return time.monotonic() - began_s
+
+
+def await_settled(port: int, within_s: float) -> None:
+    """Wait until nothing is behind, neither in files nor in the spool: all of it is in Kafka."""
+    deadline_s = time.monotonic() + within_s
+    left = ("lag_bytes", "spool_records", "in_flight_events")
+    while (found := [metric(port, name) for name in left]) != [0.0] * len(left):
+        assert time.monotonic() < deadline_s, dict(zip(left, found, strict=True))
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

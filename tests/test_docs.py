@@ -196,6 +196,27 @@ def test_every_log_event_and_key_that_security_names_exists() -> None:
     assert named <= events_logged() | keys()
 
 
+def test_every_log_event_key_and_manifest_that_operations_names_exists() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    ours = re.compile(
+        r"(agent|audit|batch|breaker|kafka|quota|retry|root|file|directory)\.[a-z_]+(\.[a-z_]+)*"
+    )
+    named = {word for word in quoted(text) if ours.fullmatch(word)}
+    assert {"agent.drain_s", "batch.age_min_s", "file.refused"} <= named
+    assert named <= events_logged() | keys()
+    for word in quoted(text):
+        if word.startswith(("k8s/", "charts/", "scripts/", "components/", "overlays/")):
+            path = word.split()[0]
+            below = "k8s/" if path.startswith(("components/", "overlays/")) else ""
+            assert (ROOT / below / path).exists(), word
+
+
+def test_every_overlay_and_component_is_told_of() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    for path in (ROOT / "k8s").rglob("kustomization.yaml"):
+        assert path.parent.name in text, path
+
+
 def test_every_key_that_events_names_exists() -> None:
     named = {word for word in quoted(EVENTS) if DOTTED.fullmatch(word)}
     assert named - NOT_OURS <= keys()

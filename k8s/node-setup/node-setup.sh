@@ -15,11 +15,16 @@ mkdir -p "$feedback"
 chown "0:$group" "$feedback"
 chmod 2770 "$feedback"
 
-# Who can write here can make the agent skip lines: nobody but the agent. What is in it stays, also
-# where its owner changes.
+# Who can write here can make the agent skip lines: nobody but the agent. One that is right is left alone:
+# an agent may be at work in it.
+owner=${STATE_OWNER:-10001:10001}
 mkdir -p "$state"
-chmod 0700 "$state"
-chown -R "${STATE_OWNER:-10001:10001}" "$state"
+if [ "$(stat -c %u:%g:%a "$state")" != "$owner:700" ]; then
+  # root's first: without DAC_OVERRIDE root cannot look into what is another's alone
+  chown 0:0 "$state"
+  chmod 0700 "$state"
+  chown -R "$owner" "$state"
+fi
 
 # Where SELinux is on: containers may use the directories, after a relabelling too.
 if command -v semanage >/dev/null && command -v restorecon >/dev/null; then
