@@ -32,8 +32,8 @@ COPY --from=build /opt/feedback-agent /opt/feedback-agent
 # libstdc++, which a base may lack: better known now than on each node.
 RUN install -d -o 10001 -g 10001 -m 0700 /var/lib/feedback-agent \
     && /opt/feedback-agent/bin/python -B -c "import cramjam, deflate, grpc, jsonschema_rs, re2"
-# The allocator: blocks of a chunk's size come from the heap and stay there, which saves a quarter of
-# the time of a line. glibc reads it at the start of a process, so it cannot be set any later.
+# The allocator: blocks of the size of a read come from the heap and stay there, and are not asked of
+# the kernel anew for each. glibc reads it at the start of a process, so it cannot be set any later.
 ENV PATH=/opt/feedback-agent/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
