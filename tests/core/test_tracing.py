@@ -4,7 +4,7 @@ import re
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.core.tracing import (
@@ -43,6 +43,8 @@ def test_the_share_is_what_was_asked_for(share: float, least: int, most: int) ->
     assert least <= len(drawn(Traced(share), 10_000)) <= most
 
 
+@example([(0.0, 12)] * 50)
+@example([(0.001, 0)] * 1000)
 @given(st.lists(st.tuples(st.floats(0, 0.1), st.integers(0, 12)), max_size=300))
 def test_spans_are_capped_a_second_whatever_the_load(chunks: list[tuple[float, int]]) -> None:
     """What a chunk opens is traced with it: one chunk may overshoot, and the next ones pay."""
