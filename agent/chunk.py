@@ -164,7 +164,7 @@ class Chunker:
         partitions by now.
         """
         now_s, now_ms = self._clock.monotonic(), int(self._clock.wall() * 1000)
-        span = self.traced()
+        span = self.traced() if rows else None
         if span is not None:
             span.of_spool()
         stream.begin(span)
