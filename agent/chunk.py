@@ -118,9 +118,7 @@ class Chunker:
     def fill(self, source: Source, piece: Piece, span: ChunkSpan | None = None) -> Chunk:
         """Turn each line of ``piece`` into a record in an open batch; return what was read."""
         if span is not None:
-            span.lap("read")
-            base = source.base
-            span.of_file(base.source_id, base.generation, base.client, base.path)
+            span.read(source.base)
         now_s, wall_s = self._clock.monotonic(), self._clock.wall()
         now_ms, now_text = int(wall_s * 1000), _rfc3339(wall_s)
         chunk, recorder = source.chunk(piece), self._recorder(source.base)

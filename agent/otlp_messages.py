@@ -43,7 +43,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
 from agent import __version__
-from agent.core.tracing import FOREIGN, BatchSpan, Span, Value
+from agent.core.tracing import FOREIGN, BatchSpan, Note, Span, Value
 from agent.logs import escaped
 
 SERVICE = "feedback-agent"
@@ -139,14 +139,7 @@ def _span(ended: Ended, shown: Callable[[str], str]) -> SpanMessage:
         start_time_unix_nano=epoch_ns(span.began_s),
         end_time_unix_nano=epoch_ns(span.ended_s),
         attributes=_attributes(attributes),
-        events=[
-            SpanMessage.Event(
-                name=note.name,
-                time_unix_nano=epoch_ns(note.at_s),
-                attributes=_attributes(note.attributes),
-            )
-            for note in span.notes
-        ],
+        events=[_span_event(note, epoch_ns(note.at_s)) for note in span.notes],
         dropped_events_count=span.dropped_notes,
         links=[
             SpanMessage.Link(trace_id=one.trace_id, span_id=one.span_id, flags=_RECORDED)
@@ -154,6 +147,12 @@ def _span(ended: Ended, shown: Callable[[str], str]) -> SpanMessage:
         ],
         dropped_links_count=span.dropped_links,
         status=error,
+    )
+
+
+def _span_event(note: Note, at_ns: int) -> Any:
+    return SpanMessage.Event(
+        name=note.name, time_unix_nano=at_ns, attributes=_attributes(note.attributes)
     )
 
 

@@ -209,10 +209,11 @@ def split(batch: Batch, codec: Codec) -> tuple[Batch, Batch]:
     whole = records(batch)
     half = batch.count // 2
     halves = reseal(batch, whole[:half], codec), reseal(batch, whole[half:], codec)
-    if batch.span is not None:
-        batch.span.cut()
+    span, batch.span = batch.span, None
+    if span is not None:
+        span.cut()
         for part in halves:
-            part.span = batch.span
+            part.span = span
     return halves
 
 

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from agent import wire
 from agent.core.batch import Batch
+from agent.core.identity import Birth
 from agent.core.lanes import Lanes
 from agent.core.ledger import Ledger
 from agent.core.reshaping import fitted
 from agent.core.tracing import BatchSpan
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
+from agent.harvester import first_generation
 from agent.otlp_messages import Ended, of_spans, resource
 from agent.wire import Builder, PlainRecord
 from tests.collector import Collector, attributes, collecting
@@ -129,7 +131,9 @@ def test_a_span_ends_where_a_topic_with_fewer_partitions_takes_its_batch_apart()
 def test_names_of_files_and_clients_are_redacted_when_they_leave() -> None:
     traced = Traced()
     span = traced.chunk()
-    span.of_file("s1", 0, "jo@example.com", "jo@example.com/a\x1b.jsonl")
+    birth = Birth(inode=1, born_ns=2, inode_generation=3, device=4)
+    base = first_generation(birth, "jo@example.com/a\x1b.jsonl", "jo@example.com")
+    span.read(base)
     span.filled(0, 1, 1)
     request = of_spans(resource("n"), [Ended(span, 0.0)], lambda name: name.replace("jo@", "X"))
     said = attributes(request.resource_spans[0].scope_spans[0].spans[0])

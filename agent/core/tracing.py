@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from agent.core.breaker import Jitter, Monotonic
+from agent.core.identity import Checkpoint
 from agent.core.quota import Bucket
 
 SPANS_PER_S_MAX = 100.0
@@ -108,14 +109,15 @@ class ChunkSpan(Span):
         took_s, _ = self._steps.get(step, (0.0, 0.0))
         self._steps[step] = took_s + self._at_s - before_s, self._at_s
 
-    def of_file(self, source: str, generation: int, client: str, path: str) -> None:
-        """Say whose lines they are."""
-        self.source = source
+    def read(self, base: Checkpoint) -> None:
+        """Note that it is read, and of which file."""
+        self.lap("read")
+        self.source = base.source_id
         self.attributes |= {
-            "feedback_agent.source": source,
-            "feedback_agent.generation": generation,
-            "feedback_agent.client": client,
-            "file.path": path,
+            "feedback_agent.source": base.source_id,
+            "feedback_agent.generation": base.generation,
+            "feedback_agent.client": base.client,
+            "file.path": base.path,
         }
 
     def of_spool(self) -> None:
