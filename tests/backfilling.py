@@ -50,8 +50,10 @@ def summary(agent: Agent, *arguments: object) -> dict[str, Any]:
     return ended.summary
 
 
-def interrupted(agent: Agent, *arguments: object, by: signal.Signals, after_bytes: int) -> Ended:
-    """Run it until so much of all files is settled, then send it a signal."""
+def interrupted(
+    agent: Agent, *arguments: object, by: signal.Signals, after_bytes: int, later_s: float = 0.0
+) -> Ended:
+    """Run it until so much of all files is settled, then send it a signal, a little later."""
     with subprocess.Popen(
         command(agent, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
@@ -59,6 +61,7 @@ def interrupted(agent: Agent, *arguments: object, by: signal.Signals, after_byte
         while settled_bytes(agent) < after_bytes and running.poll() is None:
             assert time.monotonic() < deadline_s, "nothing was settled"
             time.sleep(0.1)
+        time.sleep(later_s)  # just now a commit was seen: there is less in flight than mostly
         running.send_signal(by)
         out, err = running.communicate(timeout=WITHIN_S)
     return Ended(running.returncode, out, err)

@@ -1,5 +1,6 @@
 """Killed again and again, a backfill on real Kafka loses nothing, and copies have equal ids."""
 
+import asyncio
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from tests import conftest, real_kafka
 from tests.backfilling import backfill, interrupted
 from tests.running import Agent, source_of
 
-LINES = int(os.environ.get("FEEDBACK_AGENT_BACKFILL_LINES", "200000"))
+LINES = int(os.environ.get("FEEDBACK_AGENT_BACKFILL_LINES", "100000"))
 KILLS = 5
 FILES = 4
 ID_BYTES = 16
@@ -61,17 +62,13 @@ async def read_into(seen: Seen, topics: Topics) -> None:
             behind = [tp for tp in behind if await consumer.position(tp) < ends[tp]]
 
 
-@pytest.fixture
-async def real(kafka: str, topics: conftest.Topics) -> Topics:
-    return Topics(kafka, await topics(partitions=12), await topics(partitions=1))
-
-
 @pytest.mark.long
 @pytest.mark.kafka
 @pytest.mark.timeout(0)  # as long as the lines take; each wait in it has its own bound
-async def test_killed_five_times_it_loses_nothing_and_copies_have_equal_ids(
-    real: Topics, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_killed_five_times_it_loses_nothing_and_copies_have_equal_ids(
+    kafka: str, topics: conftest.Topics, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    real = Topics(kafka, asyncio.run(topics(12)), asyncio.run(topics(1)))
     archive, each = tmp_path / "archive", LINES // FILES
     (archive / "checkout").mkdir(parents=True)
     firsts = {}
@@ -85,12 +82,15 @@ async def test_killed_five_times_it_loses_nothing_and_copies_have_equal_ids(
         total = each * FILES * WIDTH
         for kill in range(1, KILLS + 1):
             after = total * kill // (KILLS + 2)
-            ended = interrupted(agent, *paths, by=signal.SIGKILL, after_bytes=after)
+            later_s = kill * 0.08
+            ended = interrupted(
+                agent, *paths, by=signal.SIGKILL, after_bytes=after, later_s=later_s
+            )
             assert -signal.SIGKILL == ended.code, "it was through before"
         last = backfill(agent, *paths)
     assert 0 == last.code, last
     seen = Seen(each * FILES, firsts)
-    await read_into(seen, real)
+    asyncio.run(read_into(seen, real))
 
     lost, copies = seen.times.count(0), sum(seen.times) - len(seen.times)
     with capsys.disabled():
