@@ -4,7 +4,6 @@ A derived ``event_id`` is made of the file that was born, its generation and the
 agent's checkpoints know both for each file that it followed, and know a copy by its content.
 """
 
-import fcntl
 import os
 import shutil
 import sqlite3
@@ -19,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent import database
+from agent.asking import ask
 from agent.clock import Clock
 from agent.core.continuation import Candidate, Index, Sighting, continues
 from agent.core.discovery import FileKey, Seen
@@ -31,7 +31,9 @@ from agent.core.identity import (
     examine,
     matches,
 )
+from agent.errors import AgentError, NotRunning
 from agent.harvester import first_generation, starting_at
+from agent.state_owner import owner
 
 Life = tuple[str, int]
 """Source and generation."""
@@ -151,18 +153,17 @@ def _furthest(rows: Iterable[Checkpoint]) -> list[Checkpoint]:
 
 
 def running(state_dir: Path) -> bool:
-    """Return whether an agent, or another backfill, owns ``state_dir`` just now."""
-    try:
-        fd = os.open(state_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    """Return whether an agent owns ``state_dir`` just now: the kernel says so, or the agent does,
+    where it runs in another PID namespace."""
+    if owner(state_dir) is not None:
         return True
-    finally:
-        os.close(fd)  # and the lock with it, if it was had: an agent that starts now may have it
-    return False
+    try:
+        next(ask(state_dir, "explain", path="."), None)
+    except NotRunning:
+        return False
+    except AgentError:
+        return True  # it says so, or does not let us ask
+    return True
 
 
 def checkpoints(state_dir: Path) -> list[Checkpoint] | None:
