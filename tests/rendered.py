@@ -19,6 +19,7 @@ DIRECTORIES = (
     "topics",
     "apps",
     "overlays/dev",
+    "overlays/dev/topics",
     "overlays/production",
     "overlays/sidecar",
     "overlays/canary",
