@@ -1,6 +1,6 @@
 """What the agent is made of, as a CycloneDX document: ``scripts/sbom``.
 
-Names, versions and hashes are those of requirements.lock, licences those that the installed
+Names, versions and hashes are those of requirements-image.lock, licences those that the installed
 packages name. The same lock and packages give the same bytes: the serial number is made of them,
 and there is a time only where SOURCE_DATE_EPOCH gives one.
 """
@@ -27,7 +27,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 ROOT = Path(__file__).parent.parent
-LOCK = ROOT / "requirements.lock"
+LOCK = ROOT / "requirements-image.lock"
 PIN = re.compile(r"^([a-z0-9][a-z0-9-]*)==(\S+)")
 HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 SPDX_OF = {

@@ -264,7 +264,7 @@ def test_root_with_one_capability_reads_what_the_group_may_not(node: Node) -> No
 
 @pytest.mark.kafka
 def test_directories_that_nobody_set_up_are_said_and_not_passed_over(node: Node) -> None:
-    """What the kubelet makes is root's: the agent names it in a metric and in /readyz."""
+    """What the kubelet makes is root's: a metric, the log and ``doctor`` say so."""
     node.set_up()
     directory = node.feedback / "shop"
     directory.mkdir(mode=0o700)
@@ -274,5 +274,8 @@ def test_directories_that_nobody_set_up_are_said_and_not_passed_over(node: Node)
         agent.start()
         await_metric(node.port, "unreadable", 0, KILLED_WITHIN_S)
         assert '"directory.unreadable"' in agent.logs()
+        said = agent.execute("sh", "-c", "feedback-agent doctor || true")
+        assert re.search(r"^fail source\.permissions .* 1 directories", said, re.MULTILINE)
+        assert re.search(r"^ok +state\.directory ", said, re.MULTILINE)
     finally:
         agent.remove()

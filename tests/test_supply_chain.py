@@ -51,7 +51,7 @@ def test_it_is_of_the_schema() -> None:
 def test_it_lists_every_package_of_the_lock_and_no_other(document: dict[str, Any]) -> None:
     listed = {c["name"]: c["version"] for c in document["components"]}
 
-    assert pins("requirements.lock") == listed
+    assert pins("requirements-image.lock") == listed
     assert {"pytest", "ruff", "cyclonedx-python-lib"}.isdisjoint(listed)
     assert {f"pkg:pypi/{name}@{version}" for name, version in listed.items()} == {
         c["purl"] for c in document["components"]
