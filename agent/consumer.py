@@ -6,7 +6,7 @@ one room that consumes: the agent itself only produces.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -210,7 +210,15 @@ async def connected(kafka: Kafka) -> AsyncIterator[Reader]:
     except (TimeoutError, OSError, errors.KafkaError) as error:
         raise answers.unavailable(ours.failure() or error) from error
     finally:
-        with suppress(Exception):
-            async with asyncio.timeout(CLOSE_S):
-                await consumer.stop()
+        await _stopped(consumer)
         ours.close()
+
+
+async def _stopped(consumer: Any) -> None:
+    """End it, within ``CLOSE_S``: while brokers are away, it takes its own tasks' end for ours."""
+    stopping = asyncio.ensure_future(consumer.stop())
+    await asyncio.wait({stopping}, timeout=CLOSE_S)
+    stopping.cancel()
+    await asyncio.wait({stopping}, timeout=CLOSE_S)
+    if stopping.done() and not stopping.cancelled():
+        stopping.exception()  # nobody may be warned of it

@@ -20,6 +20,7 @@ from agent.builders import UNPARTITIONED, Builders, Stream
 from agent.chunk import Chunker, ChunkPolicy
 from agent.core.batch import Batch, Pace
 from agent.core.ledger import Chunk, Ledger
+from agent.core.places import Place
 from agent.core.policy import (
     MIB,
     BatchPolicy,
@@ -29,6 +30,7 @@ from agent.core.policy import (
     SchemaPolicy,
 )
 from agent.core.quota import InFlight
+from agent.core.receipts import Window
 from agent.core.record import RecordPolicy
 from agent.core.seam import TAIL_SHARE, Mode
 from agent.queue import Limits
@@ -61,9 +63,11 @@ class Room:
     chunker: Chunker
     stream: Stream
     busy_disk: asyncio.Event
-    file: Ledger = field(default_factory=lambda: Ledger(0, b""))
+    file: Ledger = field(default_factory=lambda: Ledger(0, b"", ("file", 0)))
     read_to: int = 0
     refused: list[Batch] = field(default_factory=list)
+    stored: list[tuple[list[Place], Window]] = field(default_factory=list)
+    settled: list[Batch] = field(default_factory=list)
 
     def read(self, *values: bytes, partition: int = 0, compressed: wire.Codec = PLAIN) -> None:
         """Let a batch of lines come from the file."""
@@ -73,6 +77,10 @@ class Room:
         batch = batch_of(*values, partition=partition, chunks=[chunk], compressed=compressed)
         self.file.reserve(chunk)
         self.way.admit(batch)
+
+    def acked(self, batch: Batch) -> None:
+        self.settled.append(batch)
+        self.settle(batch.chunks)
 
     def settle(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
@@ -170,7 +178,7 @@ async def begun(
             absent_s=absent_s,
         ),
         kafka.connect,
-        settled=lambda batch, offset, latency_s: made.settle(batch.chunks),
+        settled=lambda batch, offset, latency_s: made.acked(batch),
         refused=refused,
         clock=clock,
         metrics=metrics,
@@ -183,6 +191,7 @@ async def begun(
         in_flight=InFlight(InFlightPolicy(events_max=events_max)),
         settle=lambda chunks: made.settle(list(chunks)),
         changed=lambda: None,
+        stored=lambda places, window: made.stored.append((list(places), window)),
         metrics=metrics,
     )
     chunker = chunker_of(lambda: outlet, clock, metrics)
@@ -232,6 +241,22 @@ async def test_in_an_outage_lines_are_settled_on_disk(room: Room) -> None:
     assert (3, 3) == (room.spooled, room.file.watermark)
     assert [] == room.arrived
     room.kafka.release()
+
+
+async def test_where_lines_went_is_told_whichever_way_they_go(room: Room) -> None:
+    """Receipts of it: in the spool, and by a producer that delivers after all."""
+    room.kafka.hold()
+    room.read(b"a", b"b")
+    await room.pass_time(SILENCE_S)
+    room.read(b"c", partition=UNPARTITIONED)
+    await room.pass_time(1)
+    first, second = Place("file", 0, 0, 2), Place("file", 0, 2, 3)
+    assert [([first], (0, 1)), ([second], (2, 2))] == room.stored
+    room.kafka.release()
+    await room.pass_time(BACK_S)
+
+    assert (first,) == room.settled[0].places
+    assert [b"a", b"b", b"c"] == room.arrived
 
 
 async def test_what_arrives_after_all_leaves_the_spool_and_is_not_sent_again(room: Room) -> None:

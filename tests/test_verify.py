@@ -37,6 +37,7 @@ from tests.secured_kafka import DESCRIBE, OUTSIDER, PASSWORD, USER, WRITE
 from tests.test_store import checkpoint
 
 SOON: dict[str, Any] = {"write_s": 0.05}
+AT_STOP: dict[str, Any] = {"write_s": 3600.0}
 LINES = 600
 ALL = {"delivered": 2 * LINES, "dead_lettered": 2}
 """What ``ship`` ships."""
@@ -161,7 +162,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Agent, K
     """Yield an agent that has shipped all there is, and its broker. Nothing of it may change."""
     with EmbeddedKafka(1) as broker:
         kafka = mock(broker)
-        with Agent(tmp_path_factory.mktemp("shipped"), kafka.topics(), receipts=SOON) as agent:
+        with Agent(tmp_path_factory.mktemp("shipped"), kafka.topics(), receipts=AT_STOP) as agent:
             ship(agent)
             yield agent, kafka
 
@@ -384,7 +385,7 @@ def test_without_receipts_all_is_read_before_anything_is_missing(
     topics: Topics, tmp_path: Path
 ) -> None:
     """A kill takes those of the last seconds, and no line."""
-    with Agent(tmp_path, topics, receipts={"write_s": 3600.0}) as agent:
+    with Agent(tmp_path, topics, receipts=AT_STOP) as agent:
         write(agent)
         agent.start().until_delivered(2 * LINES, 2)
         committed(agent)
