@@ -535,6 +535,7 @@ def test_names_that_are_no_text_are_printed(topics: Topics, tmp_path: Path) -> N
 # ---- who may read
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 def test_who_may_only_write_is_told_what_to_do(
     request: pytest.FixtureRequest, kafka: str, tmp_path: Path
