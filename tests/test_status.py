@@ -100,7 +100,9 @@ def test_an_agent_that_runs_and_what_a_killed_one_leaves(
 
 
 def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
-    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in directory.iterdir()}
+    return {
+        p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in directory.iterdir() if p.is_file()
+    }
 
 
 # ---- stopped
