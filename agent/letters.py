@@ -7,28 +7,30 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from aiokafka import ConsumerRecord
+
 from agent import asking, offline
-from agent.clock import SystemClock
 from agent.config import Config
+from agent.config.sections import Kafka
+from agent.consumer import connected
 from agent.core.revival import Letter, Wanted
-from agent.credentials import Credentials
-from agent.errors import AgentError, NotRunning
-from agent.topic_reader import Range, Read, read
+from agent.errors import AgentError, NotRunning, SinkUnavailable
 
 STORE = "store"
 QUEUE = "dead_letters"
 PAGE_LETTERS = 500
+MAY_NOT_READ = "a node's own account may only write; give --consumer-config with one that has Read and Describe"
 
 
 class Where(NamedTuple):
     """What is read, and by whom.
 
     Attributes:
-        reader: The configuration whose section ``kafka`` may read the topic.
+        reader: By what the topic may be read.
     """
 
     config: Config
-    reader: Config
+    reader: Kafka
     topic: bool = True
     store: bool = True
 
@@ -42,23 +44,42 @@ async def letters(
             if wanted.matches(stored) and only in {None, stored.id}:
                 yield stored
     if where.topic and (only is None or not only.startswith(STORE)):
-        kafka = where.reader.kafka
-        security = Credentials(kafka.tls, kafka.sasl, SystemClock())
-        asked = Range(wanted.since_ms, None if only is None else _offset(only))
-        topic = read(where.reader, where.config.dlq.topic, security, asked)
-        async with aclosing(topic) as records:
-            async for found in records:
-                letter = _of_topic(found)
+        async with aclosing(_of_topic(where, wanted.since_ms, only)) as found:
+            async for letter in found:
                 if wanted.matches(letter) and only in {None, letter.id}:
                     yield letter
 
 
-def _of_topic(found: Read) -> Letter:
+async def _of_topic(
+    where: Where, since_ms: int | None, only: str | None
+) -> AsyncGenerator[Letter, None]:
+    topic = where.config.dlq.topic
+    place = None if only is None else _offset(only)
+    try:
+        async with connected(where.reader) as reader:
+            await reader.look([topic])
+            if reader.missing:
+                raise SinkUnavailable("topic_missing", topic)
+            wanted = reader.everything()
+            if place is not None:
+                wanted = {(topic, place[0]): [(place[1], place[1])]}
+            elif since_ms is not None:
+                wanted = await reader.since(since_ms / 1000)
+            async for page in reader.read(wanted):
+                for record in page:
+                    yield _letter_of(record)
+    except SinkUnavailable as error:
+        if error.reason not in {"topic_denied", "cluster_denied"}:
+            raise
+        raise AgentError(f"{error}: {MAY_NOT_READ}") from None
+
+
+def _letter_of(record: ConsumerRecord) -> Letter:
     return Letter(
-        id=f"{found.partition}:{found.kafka_offset}",
-        timestamp_ms=found.timestamp_ms,
-        value=found.value,
-        headers=found.headers,
+        id=f"{record.partition}:{record.offset}",
+        timestamp_ms=record.timestamp,
+        value=record.value or b"",
+        headers={name: value or b"" for name, value in record.headers},
     )
 
 

@@ -246,6 +246,6 @@ def test_who_may_read_is_not_who_may_write(secured: Secured, tmp_path: Path) -> 
         agent.start()
         agent.until_delivered(0, len(BAD))
 
-        assert "error: topic_denied" in call(agent, "list", exit_code=1).stderr
-        listed = said(agent, "list", "--json", "--reader-config", str(reader))
+        assert "give --consumer-config" in call(agent, "list", exit_code=1).stderr
+        listed = said(agent, "list", "--json", "--consumer-config", str(reader))
     assert REASONS == counted(listed, "reason")

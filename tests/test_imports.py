@@ -37,7 +37,6 @@ OPTIONAL = {
     "agent.operator.verify_topic",
     "agent.replayed",
     "agent.replaying",
-    "agent.topic_reader",
     "agent.writer",
     "aiokafka.admin",
     "backports.zstd",

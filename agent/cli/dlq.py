@@ -45,7 +45,7 @@ def selecting(command: F) -> F:
             help="The topic, this node's store, or both.",
         ),
         click.option(
-            "--reader-config", type=click.Path(path_type=Path),
+            "--consumer-config", "consumer_path", type=click.Path(path_type=Path),
             help="Read the topic by the section kafka of this YAML file: brokers, TLS, SASL. A "
             "node's own account may only write.",
         ),
@@ -72,7 +72,7 @@ def dlq_list(*, as_json: bool, limit: int | None, **selected: Any) -> None:
 
     \b
     Examples:
-      feedback-agent dlq list --reader-config operator.yaml
+      feedback-agent dlq list --consumer-config reader.yaml
       feedback-agent dlq list --reason schema --since 2026-01-31 --json
       feedback-agent dlq list --from store
     """
@@ -100,7 +100,7 @@ def dlq_show(*, as_json: bool, id: str, raw: bool, **selected: Any) -> None:  # 
 
     \b
     Examples:
-      feedback-agent dlq show 0:17 --reader-config operator.yaml
+      feedback-agent dlq show 0:17 --consumer-config reader.yaml
       feedback-agent dlq show store:4 --raw
     """
     from agent.operator import dead_letters
@@ -206,8 +206,8 @@ def _where(selected: dict[str, Any]) -> tuple[Any, Any]:
     from agent.letters import Where
 
     own = load(selected["config_path"])
-    named, origin = selected["reader_config"], selected["origin"]
-    reader = own if named is None else config.load(named, {"NODE_NAME": own.node})
+    named, origin = selected["consumer_path"], selected["origin"]
+    reader = own.kafka if named is None else config.load(named, {}).kafka
     where = Where(own, reader, topic=origin != "store", store=origin != "topic")
     return where, Wanted(
         selected["reason"], selected["client"], selected["since_ms"], selected["until_ms"]
