@@ -2,7 +2,7 @@
 
 import asyncio
 from base64 import b64decode
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -12,14 +12,17 @@ from aiokafka import ConsumerRecord
 from agent import asking, offline
 from agent.config import Config
 from agent.config.sections import Kafka
-from agent.consumer import connected
+from agent.consumer import Reader, connected
+from agent.core.receipts import Partition, Window
 from agent.core.revival import Letter, Wanted
 from agent.errors import AgentError, NotRunning, SinkUnavailable
 
 STORE = "store"
 QUEUE = "dead_letters"
 PAGE_LETTERS = 500
-MAY_NOT_READ = "a node's own account may only write; give --consumer-config with one that has Read and Describe"
+MAY_NOT_READ = (
+    "a node's own may only write; give --consumer-config with an account that may Read and Describe"
+)
 
 
 class Where(NamedTuple):
@@ -57,14 +60,7 @@ async def _of_topic(
     place = None if only is None else _offset(only)
     try:
         async with connected(where.reader) as reader:
-            await reader.look([topic])
-            if reader.missing:
-                raise SinkUnavailable("topic_missing", topic)
-            wanted = reader.everything()
-            if place is not None:
-                wanted = {(topic, place[0]): [(place[1], place[1])]}
-            elif since_ms is not None:
-                wanted = await reader.since(since_ms / 1000)
+            wanted = await _windows(reader, topic, since_ms, place)
             async for page in reader.read(wanted):
                 for record in page:
                     yield _letter_of(record)
@@ -72,6 +68,18 @@ async def _of_topic(
         if error.reason not in {"topic_denied", "cluster_denied"}:
             raise
         raise AgentError(f"{error}: {MAY_NOT_READ}") from None
+
+
+async def _windows(
+    reader: Reader, topic: str, since_ms: int | None, place: tuple[int, int] | None
+) -> Mapping[Partition, Sequence[Window]]:
+    """Return what is to be read. Raises ``SinkUnavailable`` where there is no topic."""
+    await reader.look([topic])
+    if reader.missing:
+        raise SinkUnavailable("topic_missing", topic)
+    if place is not None:
+        return {(topic, place[0]): [(place[1], place[1])]}
+    return reader.everything() if since_ms is None else await reader.since(since_ms / 1000)
 
 
 def _letter_of(record: ConsumerRecord) -> Letter:
