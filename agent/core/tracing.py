@@ -76,7 +76,7 @@ class Span:
         self.dropped_notes = self.dropped_links = 0
         self.error: str | None = None
 
-    def note(self, name: str, **attributes: Value) -> None:
+    def mark(self, name: str, **attributes: Value) -> None:
         """Note that something happened just now."""
         self._note(Note(name, self.tracer.clock(), attributes))
 
@@ -184,31 +184,31 @@ class BatchSpan(Span):
             "feedback_agent.batch.size": size_bytes,
             "feedback_agent.batch.raw_size": raw_bytes,
         }
-        self.note("build")
+        self.mark("build")
 
     def sent(self, partition: int) -> None:
         self.attributes["messaging.destination.partition.id"] = str(partition)
-        self.note("send")
+        self.mark("send")
 
     def acked(self, kafka_offset: int) -> None:
         """Note the acknowledgement, with the offset of the first record."""
-        self.note("ack", **{"messaging.kafka.offset": kafka_offset})
+        self.mark("ack", **{"messaging.kafka.offset": kafka_offset})
 
     def failed(self, reason: str) -> None:
         """Note that a try failed; it will be sent again."""
-        self.note("failed", **{"error.type": reason})
+        self.mark("failed", **{"error.type": reason})
 
     def cut(self) -> None:
         """Note that it became two batches."""
         self.parts += 1
-        self.note("cut")
+        self.mark("cut")
 
     def settled(self, outcome: Outcome, error: str | None = None) -> None:
         """Note that the fate of one part of it is known; with the last part it ends."""
         self.parts -= 1
         if error is not None:
             self.error = self.attributes["error.type"] = error
-        self.note("settle")
+        self.mark("settle")
         self.attributes["feedback_agent.batch.outcome"] = outcome
         if self.parts == 0:
             self.end()
