@@ -75,6 +75,7 @@ class Requests:
             "drain": self._drain,
             "export": self._export,
             "purge": self._purge,
+            "replayed": self._replayed,
         }
 
     async def _explain(self, fields: Fields, _asker: Asker) -> AsyncIterator[object]:
@@ -156,6 +157,14 @@ class Requests:
         if dropped:
             self._note("dead_letters.purged", records=dropped, by=f"uid {asker.uid}")
         yield {"records": dropped}
+
+    async def _replayed(self, fields: Fields, asker: Asker) -> AsyncIterator[object]:
+        """A command is about to do it: only who owns the state directory writes the audit log."""
+        records = fields.get("records")
+        if not isinstance(records, int):
+            raise AgentError("records is a number")
+        self._note("dead_letters.replayed", records=records, by=f"uid {asker.uid}")
+        yield {}
 
     def _way(self, fields: Fields) -> Spooler:
         name = _text(fields, "queue")

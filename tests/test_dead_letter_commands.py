@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from agent.cli import main
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
 from tests import real_kafka, secured_kafka
-from tests.conftest import RUN, SECURED
 from tests.running import NOWHERE, Agent, append, event_id, feedback, mock_topics, records
 from tests.secured_kafka import OUTSIDER, PASSWORD, USER, Secured
 
@@ -82,6 +82,14 @@ def orders(topics: Topics) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
     return sorted((one for one in found if one[0]["type"] == "order"), key=lambda o: o[0]["n"])
 
 
+def replays_audited(agent: Agent) -> list[dict[str, Any]]:
+    command = ["audit", "show", "--event", "dead_letters.replayed", "--config", str(agent.config)]
+    shown = CliRunner().invoke(main, command, catch_exceptions=False)
+    found = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert {f"uid {os.getuid()}"} == {note["by"] for note in found}
+    return found
+
+
 def test_what_a_new_schema_makes_good_is_sent_once(agent: Agent, schemas: str) -> None:
     agent.start()
     agent.until_delivered(3, len(BAD))
@@ -110,6 +118,9 @@ def test_what_a_new_schema_makes_good_is_sent_once(agent: Agent, schemas: str) -
     assert {"sent": 1} == counted(forced, "what")
     copies = [event["event_id"] for event, _ in orders(agent.topics)]
     assert (3, 2) == (len(copies), len(set(copies))), "a copy has the same id"
+    assert 0 == agent.stop()
+    said(agent, *replay, "--force", of["id"])
+    assert [2, 1, 1] == [note["records"] for note in replays_audited(agent)]
 
 
 def test_one_is_shown_with_its_headers_and_all_can_be_taken_away(
@@ -218,13 +229,6 @@ def test_without_a_state_directory_the_record_must_be_named(tmp_path: Path, mock
         assert [] == said(agent, "list", "--json")
         assert "say with --record" in call(agent, "replay", exit_code=64).stderr
         call(agent, "replay", "--record", str(tmp_path / "record.db"))
-
-
-@pytest.fixture(scope="session")
-def secured(request: pytest.FixtureRequest) -> Secured:
-    if lacking := real_kafka.missing():
-        pytest.skip(f"no real Kafka: {' and '.join(lacking)} missing")
-    return secured_kafka.start(request.config.stash[RUN] / SECURED)
 
 
 @pytest.mark.kafka

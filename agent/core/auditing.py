@@ -48,6 +48,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "spool.dropped": ("sink", "records"),
         "spool.lost": ("sink", "records"),
         "dead_letters.purged": ("records", "by"),
+        "dead_letters.replayed": ("records", "by"),
         "reload.adopted": ("what", "version"),
         "reload.refused": ("what", "key", "reason"),
         "dead_letters.counted": ("counts", "since"),

@@ -1,5 +1,6 @@
 """``feedback-agent dlq replay``: dead letters that are events by now go to the events' topic."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
-from agent import __version__, redaction, schemas
+from agent import __version__, asking, offline, redaction, schemas
 from agent.assembly import in_force
 from agent.chunk import event_ms
 from agent.clock import SystemClock
@@ -18,6 +19,7 @@ from agent.config import Config
 from agent.core.decode import Decoder
 from agent.core.record import RecordPolicy
 from agent.core.revival import Dead, Letter, Revived, Reviver, Wanted
+from agent.errors import NotRunning
 from agent.letters import Where, pages, rfc3339
 from agent.operator.screen import STYLES, cell, console, table
 from agent.replayed import Note, Replayed
@@ -103,6 +105,7 @@ class _Replay(NamedTuple):
     async def _send(self, alive: list[tuple[Letter, Revived]]) -> list[Outcome]:
         if self.kafka is None:
             return [Outcome(letter, "would_send", "", r.event_id) for letter, r in alive]
+        await asyncio.to_thread(_note, self.config, len(alive))
         became = await self.kafka.send([_timed(revived, self.config) for _, revived in alive])
         at = rfc3339(SystemClock().wall())
         sent = [one for one, why in zip(alive, became, strict=True) if why is None]
@@ -112,6 +115,18 @@ class _Replay(NamedTuple):
             Outcome(letter, why or "sent", "", r.event_id)
             for (letter, r), why in zip(alive, became, strict=True)
         ]
+
+
+def _note(config: Config, records: int) -> None:
+    """Let the audit log of this node say it, by whoever runs this; elsewhere there is none."""
+    directory = config.agent.state_dir
+    if not records or not (directory / "checkpoints.db").exists():
+        return
+    try:
+        list(asking.ask(directory, "replayed", records=records))
+    except NotRunning:
+        with offline.taken(config):
+            offline.audited(config, "dead_letters.replayed", records=records)
 
 
 def _timed(revived: Revived, config: Config) -> PlainRecord:
