@@ -40,11 +40,15 @@ COUNTED = LINES, BLANK, EVENTS, DEAD_LETTERS, READ_BYTES, SENT_BYTES, BATCHES
 
 
 class Standing(Struct, frozen=True):
-    """How far the rooms are. ``shares``: how much of each file is settled, from 0 to 1."""
+    """How far the rooms are. ``shares``: how much of each file is settled, from 0 to 1.
+
+    ``unsure``: all that is left are files that may still be written to, or are compared.
+    """
 
     shares: dict[FileKey, float]
     copies: dict[FileKey, Checkpoint]
     at_rest: bool
+    unsure: bool = False
 
 
 class Counts(Struct, frozen=True, kw_only=True):
@@ -183,4 +187,5 @@ class Errand:
 
 def _standing(sources: Sources) -> Standing:
     copies = sources.registry.strangers.copies()
-    return Standing(sources.shares(), copies, sources.at_rest)
+    at_rest = sources.at_rest
+    return Standing(sources.shares(), copies, at_rest, unsure=sources.idle and not at_rest)

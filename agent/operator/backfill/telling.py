@@ -98,7 +98,9 @@ class Teller:
         )
         lines, now_s = errand.counts().lines, self._clock.monotonic()
         rate = self._rate(now_s, lines, done)
-        what = "backfill" if errand.problem is None else f"waiting for Kafka ({errand.problem})"
+        what = "looking whether files grow" if errand.standing.unsure else "backfill"
+        if errand.problem is not None:
+            what = f"waiting for Kafka ({errand.problem})"
         self._bar.update(self._task, completed=done, description=what, rate=f"{rate:,.0f} lines/s")
         if errand.window is not None and errand.window.expired and not self._warned:
             self._warned = True
