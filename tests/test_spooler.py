@@ -247,16 +247,17 @@ async def test_where_lines_went_is_told_whichever_way_they_go(room: Room) -> Non
     """Receipts of it: in the spool, and by a producer that delivers after all."""
     room.kafka.hold()
     room.read(b"a", b"b")
+    room.read(b"c")
     await room.pass_time(SILENCE_S)
-    room.read(b"c", partition=UNPARTITIONED)
+    room.read(b"d", partition=UNPARTITIONED)
     await room.pass_time(1)
-    first, second = Place("file", 0, 0, 2), Place("file", 0, 2, 3)
-    assert [([first], (0, 1)), ([second], (2, 2))] == room.stored
+    first, second, third = (Place("file", 0, *span) for span in ((0, 2), (2, 3), (3, 4)))
+    assert [([first], (0, 1)), ([second], (2, 2)), ([third], (3, 3))] == room.stored
     room.kafka.release()
     await room.pass_time(BACK_S)
 
-    assert (first,) == room.settled[0].places
-    assert [b"a", b"b", b"c"] == room.arrived
+    assert [(first,), (second,)] == [batch.places for batch in room.settled[:2]]
+    assert [b"a", b"b", b"c", b"d"] == room.arrived
 
 
 async def test_what_arrives_after_all_leaves_the_spool_and_is_not_sent_again(room: Room) -> None:

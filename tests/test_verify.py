@@ -24,11 +24,14 @@ from msgspec.structs import replace
 from agent import config as configuration
 from agent.cli import main
 from agent.core.identity import Anchor
-from agent.core.places import Place, parse_place
+from agent.core.places import BEYOND, Place, parse_place
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
+from agent.harvester import first_generation, starting_at
+from agent.opener import Descriptor
 from agent.operator.verify import Options, verify
 from agent.operator.verify.books import books
+from agent.operator.verify.files import Index
 from agent.store import Store
 from tests import real_kafka, secured_kafka
 from tests.conftest import RUN, SECURED
@@ -584,6 +587,17 @@ def test_a_missing_topic_is_said(topics: Topics, tmp_path: Path) -> None:
 
 
 # ---- beside a running agent
+
+
+def test_what_was_sent_above_the_checkpoint_counts(tmp_path: Path) -> None:
+    """It is committed a moment after the acknowledgement; the file is the same all the same."""
+    path = tmp_path / "a.jsonl"
+    append(path, [b"0123456789"] * 9)
+    with Descriptor(os.open(path, os.O_RDONLY)) as file:
+        row = starting_at(22, file, first_generation(file.birth, "a.jsonl", "default"))
+        known = Index([row]).identify(file, "a.jsonl", "default")
+    assert (((row.source_id, 0), BEYOND[0]),) == known.own
+    assert 22 == known.settled_to
 
 
 def test_checkpoints_are_copied_while_they_are_written(tmp_path: Path) -> None:
