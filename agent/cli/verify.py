@@ -63,11 +63,13 @@ def verify(
       feedback-agent verify --since 2026-01-31T12:00Z --json
     """
     import asyncio
+    import logging
 
     from agent.config import loading
     from agent.operator import screen
     from agent.operator import verify as proof
 
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it says, the error says again
     config = load(config_path)
     kafka = config.kafka if consumer_path is None else loading.load(consumer_path, {}).kafka
     options = proof.Options(scan, since, topics)
