@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 NAME = "receipts.jsonl"
 FILES_MAX = 8
 """Files that share the bytes and the hours: so much of the oldest goes at a time."""
-LIVES_MAX = 4096
-"""Generations of files between two writes, 1 KiB of memory each; more go without receipts."""
+WINDOWS_MAX = 32_768
+"""Generations of files by partitions between two writes, 200 bytes of memory each; what is more
+goes without receipts."""
 CLOSE_S = 2.0
 """What a stop waits for the last of them."""
 
@@ -53,7 +54,7 @@ class Receipts:
         self._topics = topics
         self._clock = clock
         self._metrics = metrics
-        self._tally = Tally(LIVES_MAX)
+        self._tally = Tally(WINDOWS_MAX)
         self._crowded = asyncio.Event()
         self._begun_s: float | None = None  # when the newest file was, of the wall clock
         self._said = False
@@ -83,7 +84,7 @@ class Receipts:
         await asyncio.wait({writing}, timeout=CLOSE_S)
 
     def _look(self) -> None:
-        if self._tally.lives >= LIVES_MAX // 2:
+        if self._tally.held >= WINDOWS_MAX // 2:
             self._crowded.set()
 
     async def _write(self) -> None:

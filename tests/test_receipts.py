@@ -160,8 +160,8 @@ async def test_a_disk_that_hangs_holds_no_stop_up(
 async def test_files_in_crowds_are_written_before_their_time(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory is for so many generations: half of that is written at once."""
-    monkeypatch.setattr(receipts, "LIVES_MAX", 8)
+    """Memory is for so many of them: half of that is written at once."""
+    monkeypatch.setattr(receipts, "WINDOWS_MAX", 8)
     kept = make(write_s=3600.0)
     running = asyncio.create_task(kept.run())
     await asyncio.sleep(0)

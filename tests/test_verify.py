@@ -335,7 +335,7 @@ def emptied(agent: Agent) -> Path:
     """Copy the state directory and take the events out of the spool that is in it. Return a
     configuration that names the copy."""
     state = agent.state_dir.with_name("robbed")
-    shutil.copytree(agent.state_dir, state)
+    shutil.copytree(agent.state_dir, state, ignore=shutil.ignore_patterns("*.sock"))
     with contextlib.closing(sqlite3.connect(state / "spool.db")) as spool, spool:
         spool.execute("UPDATE bounds SET head = \"end\" WHERE name = 'events'")
     return configured(agent, "robbed", agent={"state_dir": str(state)})

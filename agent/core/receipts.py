@@ -42,49 +42,63 @@ class Receipt(Struct, kw_only=True, omit_defaults=True):
 
 
 class Tally:
-    """Receipts that are not written yet. Memory is bounded: ``lives_max`` generations at a time."""
+    """Receipts that are not written yet.
 
-    def __init__(self, lives_max: int) -> None:
-        self._lives_max = lives_max
+    Memory is bounded: ``windows_max`` windows at a time, one for each generation and partition.
+    """
+
+    def __init__(self, windows_max: int) -> None:
+        self._windows_max = windows_max
         self._open: dict[Life, Receipt] = {}
+        self.held = 0
+        """Windows by now."""
         self.dropped = 0
-
-    @property
-    def lives(self) -> int:
-        return len(self._open)
 
     def acked(self, places: Iterable[Place], topic: str, partition: int, window: Window) -> None:
         """Note that the records of a batch with lines of ``places`` are in a partition."""
         for place in places:
             receipt = self._of(place)
-            if receipt is not None:
-                _widen(receipt.acked.setdefault(topic, {}), str(partition), window)
+            windows = receipt.acked.get(topic, {})
+            if self._widen(receipt, place, windows, str(partition), window):
+                receipt.acked[topic] = windows
 
     def spooled(self, places: Iterable[Place], queue: str, window: Window) -> None:
         """Note that the records of a batch with lines of ``places`` are in a queue of the spool."""
         for place in places:
             receipt = self._of(place)
-            if receipt is not None:
-                _widen(receipt.spooled, queue, window)
+            self._widen(receipt, place, receipt.spooled, queue, window)
 
     def take(self, at: float) -> list[Receipt]:
         """Return what there is, as of ``at``, and begin anew."""
-        taken, self._open = [*self._open.values()], {}
+        taken, self._open, self.held = [*self._open.values()], {}, 0
         for receipt in taken:
             receipt.at = at
         return taken
 
-    def _of(self, place: Place) -> Receipt | None:
+    def _of(self, place: Place) -> Receipt:
         source, generation, start, end = place
-        receipt = self._open.get(place.life)
-        if receipt is None:
-            if len(self._open) >= self._lives_max:
+        return self._open.get(place.life) or Receipt(
+            at=0.0, source=source, generation=generation, start=start, end=end
+        )
+
+    def _widen(
+        self,
+        receipt: Receipt,
+        place: Place,
+        windows: dict[str, Window],
+        name: str,
+        window: Window,
+    ) -> bool:
+        """Note a window, unless it is one too many. Return whether it was noted."""
+        if name not in windows:
+            if self.held >= self._windows_max:
                 self.dropped += 1
-                return None
-            receipt = Receipt(at=0.0, source=source, generation=generation, start=start, end=end)
-            self._open[place.life] = receipt
-        receipt.start, receipt.end = min(receipt.start, start), max(receipt.end, end)
-        return receipt
+                return False
+            self.held += 1
+        self._open[place.life] = receipt
+        receipt.start, receipt.end = min(receipt.start, place.start), max(receipt.end, place.end)
+        _widen(windows, name, window)
+        return True
 
 
 def _widen(windows: dict[str, Window], name: str, window: Window) -> None:

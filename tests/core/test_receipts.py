@@ -58,14 +58,16 @@ def test_where_a_broker_did_not_say_all_of_the_partition_is_wanted() -> None:
     assert {("events", 3): [UNTOLD]} == windows(receipts, 1)
 
 
-def test_more_generations_than_fit_are_counted_and_left_out() -> None:
-    """A node with a million files in motion costs memory for as many as configured."""
+def test_more_than_fit_are_counted_and_left_out() -> None:
+    """A node with a million files in motion, or a thousand partitions, costs no more memory."""
     tally = Tally(2)
     for source in ("a", "b", "c", "a"):
         tally.acked([Place(source, 0, 0, 5)], "events", 0, (0, 1))
-    assert (2, 1) == (tally.lives, tally.dropped)
-    assert ["a", "b"] == [receipt.source for receipt in tally.take(0.0)]
-    assert 0 == tally.lives
+    tally.acked([Place("a", 0, 5, 9)], "events", 1, (0, 1))
+    tally.spooled([Place("a", 0, 5, 9)], "events", (0, 1))
+    assert (2, 3) == (tally.held, tally.dropped)
+    assert [("a", 5), ("b", 5)] == [(r.source, r.end) for r in tally.take(0.0)]
+    assert 0 == tally.held
 
 
 def test_receipts_read_back() -> None:
