@@ -145,6 +145,22 @@ def test_containers_are_hardened(name: str, rule: str) -> None:
     assert [] == [container["name"] for container in found if not holds(container)]
 
 
+def test_node_setup_is_root_with_two_capabilities_for_a_moment() -> None:
+    """What goes on as its pod afterwards has none."""
+    pod = rendered.pod(one(overlay("node-setup"), "DaemonSet"))
+    (setting_up,), (waiting,) = pod["initContainers"], pod["containers"]
+    user = setting_up["securityContext"]
+    # a group that is not the caller's would take the setgid bit away
+    assert (0, 10001) == (user["runAsUser"], user["runAsGroup"])
+    assert {"drop": ["ALL"], "add": ["CHOWN", "FOWNER"]} == user["capabilities"]
+    assert [] == [rule for rule, holds in POD.items() if "user" not in rule and not holds(pod)]
+    rules = {**CONTAINER, **READ_ONLY}
+    assert ["no capability"] == [rule for rule, holds in rules.items() if not holds(setting_up)]
+    assert [] == [rule for rule, holds in rules.items() if not holds(waiting)]
+    assert waiting["securityContext"]["runAsNonRoot"] is True
+    assert "volumeMounts" not in waiting
+
+
 @pytest.mark.parametrize("name", WITH_AGENTS)
 def test_the_agent_has_a_user_of_its_own_and_what_it_needs(name: str) -> None:
     for pod, agent in rendered.agents(overlay(name)):
