@@ -57,6 +57,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(run)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:  # TerminalReporter
+    """Print the figures that tests took with ``record_property``, those of xdist's workers too."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
+
+
 @pytest.fixture(scope="session")
 def kafka(request: pytest.FixtureRequest) -> str:
     """Bootstrap servers of a real Apache Kafka, one node; mark its tests ``kafka``.

@@ -5,9 +5,8 @@ import os
 import re
 import shutil
 import socket
-import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,6 +27,8 @@ LINES = int(os.environ.get("FEEDBACK_AGENT_IMAGE_LINES", "100000"))
 KILLED_WITHIN_S = 30.0
 CAUGHT_UP_WITHIN_S = 300.0
 
+Say = Callable[[str, object], None]
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 
@@ -37,14 +38,8 @@ def built(engine: Engine) -> str:
     return engine.build()
 
 
-def say(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    """Print a figure whatever the outcome: a log of CI is where it is looked for."""
-    with capsys.disabled():
-        sys.stdout.write(f"\n{text}\n")
-
-
-def test_it_says_how_large_it_is(built: str, capsys: pytest.CaptureFixture[str]) -> None:
-    say(capsys, built)
+def test_it_says_how_large_it_is(built: str, record_property: Say) -> None:
+    record_property("image", built.removeprefix("image: "))
     assert re.search(r" \d+ MB compressed, \d+ MB unpacked$", built)
 
 
@@ -187,7 +182,7 @@ def node(engine: Engine, built: str, kafka: str, tmp_path: Path) -> Iterator[Nod
 
 @pytest.mark.kafka
 def test_killed_and_started_again_on_its_state_it_loses_nothing(
-    node: Node, capsys: pytest.CaptureFixture[str]
+    node: Node, record_property: Say
 ) -> None:
     """And the next line is acknowledged within 30 s of the SIGKILL, most of it the new start."""
     node.set_up()
@@ -210,9 +205,9 @@ def test_killed_and_started_again_on_its_state_it_loses_nothing(
         agent.remove()
         app.remove()
     verdict = node.verdict()
-    say(
-        capsys,
-        f"image: {verdict.lines} lines, {verdict.lost} lost, {verdict.copies} twice, "
+    record_property(
+        "image",
+        f"{verdict.lines} lines, {verdict.lost} lost, {verdict.copies} twice, "
         f"{resident / 1e6:.0f} MB resident, "
         f"{took_s:.1f} s from SIGKILL to the next acknowledged line",
     )
