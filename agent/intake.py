@@ -201,9 +201,10 @@ class Intake:
         self._woken.set()
 
     async def finish(self) -> None:
-        """Read to where every known file ends by now, and seal what is open."""
+        """Read to where every known file ends by now, replay what is spooled as long as Kafka takes
+        it, and seal what is open."""
         await self._in_worker(self._worker.sources.limit)
-        while not self._worker.sources.idle and self._begun:
+        while self._begun and not (self._worker.sources.idle and not self._replaying):
             turn = await self._once(FINISH_LOOK_S)
             if turn is not None and turn.wait_s > 0:  # what is open must not wait for company
                 await self.seal()
@@ -223,9 +224,21 @@ class Intake:
 
     @property
     def _begun(self) -> bool:
-        """Return whether lines have a way to go: nobody knows a topic's partitions before."""
-        events = self._ways[0]
-        return events.outlet.topic is not None or events.mode is Mode.SPOOLING
+        """Return whether lines have a way to go: nobody knows a topic's partitions before.
+
+        Dead letters need not go, but it must be known that they do not: the first ones would go
+        through the spool, and all others of a backlog behind them.
+        """
+        events, dead_letters = self._ways
+        if events.outlet.topic is None and events.mode is not Mode.SPOOLING:
+            return False
+        reason = dead_letters.outlet.delivery.reason
+        away = reason is not None or dead_letters.mode is Mode.SPOOLING
+        return away or dead_letters.outlet.topic is not None
+
+    @property
+    def _replaying(self) -> bool:
+        return any(way.mode is Mode.REPLAYING for way in self._ways)
 
     async def turn(self) -> Turn | None:
         """Do one turn if anything may be read, and return it; else send off what is open."""

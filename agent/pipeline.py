@@ -197,6 +197,8 @@ class Life:
                   spooling=events.mode is Mode.SPOOLING)  # fmt: skip
             await events.outlet.described.wait()
         self._wiring.intake.wake()
+        await wait_event(self._wiring.dead_letters.outlet.described, start_s)
+        self._wiring.intake.wake()
 
     async def _drain(self) -> None:
         """Finish what can be finished, as long as Kafka still acknowledges something."""
@@ -213,8 +215,10 @@ class Life:
             if not finishing.done():
                 finishing.cancel()
                 event(log, logging.WARNING, "drain.cut_short",
-                      unsettled_events=wiring.in_flight.events, kafka=wiring.events.outlet.problem,
-                      effect="they are read again at the next start")  # fmt: skip
+                      unsettled_events=wiring.in_flight.events,
+                      spooled_records=sum(way.spooled_records for way in wiring.ways),
+                      kafka=wiring.events.outlet.problem,
+                      effect="the next start goes on with them")  # fmt: skip
         await asyncio.wait({finishing})
         for way in wiring.ways:
             await way.flush()

@@ -189,7 +189,7 @@ class Spooler:
 
     async def replay(self) -> list[Replayed]:
         """Return the oldest rows that are not on their way yet, as far as there is room."""
-        wanted = self.mode is Mode.REPLAYING and not self._finishing and not self.in_flight.full
+        wanted = self.mode is Mode.REPLAYING and not self.in_flight.full
         if not wanted or self.outlet.topic is None or self._read_to == self._end:
             return []
         async with self._busy:
@@ -217,7 +217,7 @@ class Spooler:
         self._woken.set()
 
     def rest(self) -> None:
-        """Replay nothing more: a stop is near."""
+        """Take in what is read whatever was replayed meanwhile: a stop is near."""
         self._finishing = True
         self._changed()
 

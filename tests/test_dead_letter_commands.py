@@ -53,7 +53,8 @@ def real(kafka: str) -> Topics:
 
 
 @pytest.fixture(
-    params=["mock", pytest.param("real", marks=pytest.mark.kafka)], ids=["embedded", "kafka"]
+    params=["mock", pytest.param("real", marks=[pytest.mark.kafka, pytest.mark.long])],
+    ids=["embedded", "kafka"],
 )
 def agent(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Agent]:
     with Agent(tmp_path, request.getfixturevalue(request.param)) as made:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agent.demo.broker import EmbeddedKafka
+from agent.demo.broker import ALL_BROKERS, EmbeddedKafka
 from agent.demo.scene import Topics
 from tests.running import Agent, append, assert_each_once, feedback, mock_topics, verdict
 
@@ -125,6 +125,40 @@ def test_a_kill_while_spooling_and_a_start_without_kafka_lose_nothing(
         found = verdict(agent)
         assert found.ok, found.examples
         assert len(written) == found.lines == found.delivered
+
+
+def test_a_stop_while_the_spool_is_replayed_sends_the_rest_of_it(
+    embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
+) -> None:
+    """Where a node goes away with its spool, or a pod's own volume, it is the last chance."""
+    with Agent(tmp_path, mock, **IMPATIENT) as agent:
+        begin_outage(agent, embedded, 5000)
+        agent.until(lambda: not agent.behind_bytes(), "settled by the spool")
+        embedded.rtt(ALL_BROKERS, 50)
+        embedded.broker_up()
+        agent.until(lambda: agent.mode() == "replaying", "replaying")
+        append(agent.root / "acme/a.jsonl", map(feedback, range(5000, 5100)))
+        assert 0 == agent.stop()
+        assert not agent.log_entries("drain.cut_short")
+
+        assert_each_once(agent, 5100)
+
+
+def test_dead_letters_of_a_backlog_go_to_their_topic_from_the_first_one_on(
+    mock: Topics, tmp_path: Path
+) -> None:
+    """Not through the spool because events were connected a moment earlier, at a start."""
+    with Agent(tmp_path, mock) as agent:
+        for first in range(0, 3000, 1000):
+            lines = [
+                feedback(n) if n % 2 else b"no json %d" % n for n in range(first, first + 1000)
+            ]
+            append(agent.root / "acme/a.jsonl", lines)
+            agent.start()
+            assert 0 == agent.stop()
+            assert not agent.log_entries("spool.mode")
+
+        assert_each_once(agent, 3000)
 
 
 def test_a_file_that_is_gone_after_it_was_spooled_arrives(

@@ -200,7 +200,10 @@ def test_a_consumer_reads_what_was_compressed_or_not(
     assert [record.value["type"] for record in read] == [json.loads(ln)["type"] for ln in LINES]
 
 
-@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+@pytest.mark.parametrize(
+    "compression",
+    ["gzip", *(pytest.param(name, marks=pytest.mark.long) for name in ("snappy", "lz4", "zstd"))],
+)
 def test_kafkas_own_consumer_reads_each_compression(
     real: Topics, tmp_path: Path, compression: str
 ) -> None:

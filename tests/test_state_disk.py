@@ -588,7 +588,11 @@ def wal_of(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
-DAMAGES = [flipped, flipped_log, truncated, without_log, emptied, removed, garbage]
+DAMAGES = [
+    *(flipped, truncated, emptied),
+    *(pytest.param(one, marks=pytest.mark.long) for one in (flipped_log, without_log, removed)),
+    pytest.param(garbage, marks=pytest.mark.long),
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

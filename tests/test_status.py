@@ -264,11 +264,15 @@ def test_what_is_no_url_is_named(url: str) -> None:
 # ---- again and again
 
 
+# What runs in the background of a script ignores SIGINT, and so do its children.
+WATCH = ["env", "--default-signal=INT", sys.executable, "-m", "agent", "status", "--watch"]
+
+
 def test_watch_draws_in_place_on_a_terminal_and_ends_well_on_ctrl_c(tmp_path: Path) -> None:
     append(tmp_path / "feedback/acme/a.jsonl", [LINE])
     checkpointed(tmp_path, "acme/a.jsonl", 0, {})
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "agent", "status", "--watch", "--every", "0.1", "--config"]
+    command = [*WATCH, "--every", "0.1", "--config"]
     with subprocess.Popen(
         [*command, config(tmp_path)], stdin=theirs, stdout=theirs, stderr=theirs
     ) as watching:
@@ -286,7 +290,7 @@ def test_watch_draws_in_place_on_a_terminal_and_ends_well_on_ctrl_c(tmp_path: Pa
 def test_watch_without_a_terminal_prints_one_after_the_other(tmp_path: Path) -> None:
     append(tmp_path / "feedback/acme/a.jsonl", [LINE])
     checkpointed(tmp_path, "acme/a.jsonl", 0, {})
-    command = [sys.executable, "-m", "agent", "status", "--watch", "--every", "0.1", "--config"]
+    command = [*WATCH, "--every", "0.1", "--config"]
     with subprocess.Popen([*command, config(tmp_path)], stdout=subprocess.PIPE) as watching:
         assert watching.stdout is not None
         lines: list[bytes] = []
