@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 K8S = ROOT / "k8s"
-CHART = ROOT / "charts/feedback-agent"
+CHART = ROOT / "k8s/chart"
 DIRECTORIES = (
     "base",
     "node-setup",

@@ -205,7 +205,7 @@ def test_every_log_event_key_and_manifest_that_operations_names_exists() -> None
     assert {"agent.drain_s", "batch.age_min_s", "file.refused"} <= named
     assert named <= events_logged() | keys()
     for word in quoted(text):
-        if word.startswith(("k8s/", "charts/", "scripts/", "components/", "overlays/")):
+        if word.startswith(("k8s/", "scripts/", "components/", "overlays/")):
             path = word.split()[0]
             below = "k8s/" if path.startswith(("components/", "overlays/")) else ""
             assert (ROOT / below / path).exists(), word

@@ -52,7 +52,7 @@ def test_the_version_is_one() -> None:
     """The package, its metadata, the image, its label and what Kubernetes starts carry the same."""
     assert agent.__version__ == PROJECT["version"]
     assert f"ARG VERSION={agent.__version__}\n" in (ROOT / "Dockerfile").read_text()
-    chart = yaml.safe_load((ROOT / "charts/feedback-agent/Chart.yaml").read_text())
+    chart = yaml.safe_load((ROOT / "k8s/chart/Chart.yaml").read_text())
     assert {agent.__version__} == {chart["version"], chart["appVersion"]}
     images = [
         image
