@@ -2,4 +2,4 @@
 
 import os
 
-EXAMPLES = int(os.environ.get("FEEDBACK_AGENT_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("FEEDBACK_AGENT_EXAMPLES", "100"))
