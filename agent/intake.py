@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from agent.checkpoints import Checkpointer
 from agent.chunk import Chunker, Sealed
 from agent.clock import wait_event
+from agent.core.batch import Pace
 from agent.core.discovery import FileKey, Scan
 from agent.core.ledger import Chunk
 from agent.core.quota import InFlight
@@ -59,9 +60,10 @@ class Turn(NamedTuple):
 class Worker:
     """What happens in the worker thread: pick a file, read a chunk of it, seal what is due."""
 
-    def __init__(self, sources: Sources, chunker: Chunker) -> None:
+    def __init__(self, sources: Sources, chunker: Chunker, pace: Pace) -> None:
         self.sources = sources
         self.chunker = chunker
+        self._pace = pace
         self.streams = chunker.events, chunker.dead_letters
 
     def turn(self, orders: Orders) -> Turn:
@@ -85,6 +87,7 @@ class Worker:
                 sources.clients.read(harvester.base.client, chunk.lines)
             made = (0, 0) if chunk is None else (chunk.rejected, chunk.lines)
             sources.turns.charge(followed, harvester.read_bytes, *made)
+            self._pace.behind = harvester.more
             if harvester.more:
                 sources.again(followed)
         sealed = chunker.seal_due()

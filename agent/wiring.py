@@ -95,7 +95,7 @@ class Wiring:
         chunker = self.parts.chunker(
             lambda: self.events.outlet.topic, lambda: self.dead_letters.outlet.topic
         )
-        self.worker = Worker(self.parts.sources(store.load()), chunker)
+        self.worker = Worker(self.parts.sources(store.load()), chunker, self.parts.pace)
         self.intake = self._take_in()
         self.rounds = self._look_round()
         self.watched = self._watch()

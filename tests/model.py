@@ -399,7 +399,8 @@ class Node:
         self.queues = {name: WatchedQueue(name, world) for name in SINKS}
         self.ways = self._way("events"), self._way("dead_letters")
         self.exits = tuple(cast(Exit, way.outlet) for way in self.ways)
-        self.worker = Worker(self.sources, self._chunker())
+        self.pace = Pace(BatchPolicy(records_max=2, age_min_s=0.5))
+        self.worker = Worker(self.sources, self._chunker(), self.pace)
         self.intake = Intake(
             self.worker,
             self._in_worker,
@@ -429,7 +430,7 @@ class Node:
         return way
 
     def _chunker(self) -> Chunker:
-        pace = Pace(BatchPolicy(records_max=2, age_min_s=0.5))
+        pace = self.pace
         streams = [
             Stream(
                 Builders(

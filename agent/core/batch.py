@@ -1,7 +1,8 @@
 """When a batch is full. Pure: the builders ask, time and acknowledgements come in as numbers.
 
-Under a backlog batches fill to ``bytes_max`` long before any window ends. When it is quiet a
-line waits ``age_min_s``. In between the window widens with what Kafka can take: a batch that
+Under a backlog lines come from what is far behind anyway, so batches are given the time to fill:
+each costs the event loop as much as hundreds of its lines. When it is quiet a line waits
+``age_min_s``. In between the window widens with what Kafka can take: a batch that
 leaves while its predecessor is still on its way waits in a queue anyway, so waiting for
 company costs nothing; and small batches a second are bounded, since each one costs this
 node and the brokers about as much as a hundred lines.
@@ -13,6 +14,8 @@ from agent.core.policy import BatchPolicy
 from agent.core.tracing import BatchSpan, Outcome
 
 BATCHES_PER_S_MAX = 600.0
+BEHIND_S = 0.1
+"""What a batch is open for while more waits to be read than one read takes."""
 _SMOOTHING = 0.2
 
 
@@ -71,6 +74,8 @@ class Pace:
     def __init__(self, policy: BatchPolicy) -> None:
         self._policy = policy
         self._ack_s = 0.0
+        self.behind = False
+        """More waits to be read than one read takes: company is sure to come."""
         self.records_max = policy.records_max
 
     def acked(self, latency_s: float) -> None:
@@ -86,5 +91,5 @@ class Pace:
 
     def window_s(self, open_batches: int) -> float:
         """Return how long a batch may stay open while ``open_batches`` are."""
-        wanted = max(self._ack_s / 2, open_batches / BATCHES_PER_S_MAX)
+        wanted = max(self._ack_s / 2, open_batches / BATCHES_PER_S_MAX, BEHIND_S * self.behind)
         return min(max(wanted, self._policy.age_min_s), self._policy.age_max_s)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.batch import BATCHES_PER_S_MAX, Pace
+from agent.core.batch import BATCHES_PER_S_MAX, BEHIND_S, Pace
 from agent.core.policy import BatchPolicy
 
 POLICY = BatchPolicy(records_max=100, age_min_s=0.01, age_max_s=10.0)
@@ -41,6 +41,16 @@ def test_the_window_narrows_again_when_acknowledgements_are_quick() -> None:
     assert 0.01 == pace.window_s(1)
 
 
+def test_batches_have_the_time_to_fill_while_more_waits_to_be_read() -> None:
+    """With twelve partitions and no time they had a hundred lines each, whatever waited."""
+    pace = Pace(POLICY)
+    pace.behind = True
+    assert BEHIND_S == pace.window_s(12)
+
+    pace.behind = False
+    assert BEHIND_S > pace.window_s(12)
+
+
 @pytest.mark.parametrize("open_batches", [12, 120, 1200])
 def test_many_open_batches_share_what_may_leave_in_a_second(open_batches: int) -> None:
     window_s = Pace(POLICY).window_s(open_batches)
@@ -48,11 +58,14 @@ def test_many_open_batches_share_what_may_leave_in_a_second(open_batches: int) -
     assert open_batches / window_s <= BATCHES_PER_S_MAX + 1e-6
 
 
-@given(LATENCIES, st.integers(0, 1_000_000))
+@given(LATENCIES, st.integers(0, 1_000_000), st.booleans())
 def test_the_window_stays_between_floor_and_ceiling(
-    latencies: list[float], open_batches: int
+    latencies: list[float],
+    open_batches: int,
+    behind: bool,
 ) -> None:
     pace = Pace(POLICY)
+    pace.behind = behind
     for latency_s in latencies:
         pace.acked(latency_s)
 
