@@ -48,6 +48,8 @@ class Clients:
         return self._named.get(client, OTHER)
 
     def read(self, client: str, lines: int) -> None:
+        if client not in self._named:  # no scan has seen how far it is yet
+            self._take(client)
         self._metrics.client_lines_read.labels(self.label(client)).inc(lines)
 
     def _renamed(self, client: str) -> bool:
@@ -78,16 +80,18 @@ class Clients:
             label = self._named.pop(client)
             for series in self._metrics.of_clients:
                 series.remove(label)
-        taken = set(self._named.values())
         for client in clients:
-            label = self._shown(client)[:NAME_CHARACTERS_MAX]
-            if len(self._named) >= NAMED_MAX:
-                break
-            if client not in self._named and label not in taken and label != OTHER:
-                self._named[client] = label
-                taken.add(label)
-                for series in self._metrics.of_clients:
-                    series.labels(label)
+            self._take(client)
+
+    def _take(self, client: str) -> None:
+        """Give a client a series of its own, where there is room and none that looks the same."""
+        if len(self._named) >= NAMED_MAX or client in self._named:
+            return
+        label = self._shown(client)[:NAME_CHARACTERS_MAX]
+        if label != OTHER and label not in self._named.values():
+            self._named[client] = label
+            for series in self._metrics.of_clients:
+                series.labels(label)
 
     def _export(self, lag_bytes: Mapping[str, int], lag_s: Mapping[str, float]) -> None:
         bytes_of: defaultdict[str, int] = defaultdict(int, {OTHER: 0})

@@ -20,6 +20,11 @@ class World:
     def scanned(self, *names: str, size: int = 10) -> int:
         return self.clients.scanned([one(name, size) for name in names])
 
+    def lines(self, label: str) -> float | None:
+        """Return how many lines were counted under ``label``."""
+        name = "feedback_agent_client_lines_read_total"
+        return self.registry.get_sample_value(name, {"client": label})
+
     def lag(self, of: str = "bytes") -> dict[str, float]:
         """Return the series of ``client_lag_bytes`` or ``client_lag_seconds``, by label."""
         return {
@@ -74,10 +79,23 @@ def test_a_place_is_kept_as_long_as_the_client_has_files(world: World) -> None:
 def test_lines_are_counted_under_the_same_label(world: World) -> None:
     world.scanned("acme")
     world.clients.read("acme", 3)
-    world.clients.read("unheard-of", 2)
 
-    read = world.clients._metrics.client_lines_read
-    assert (3, 2) == (read.labels("acme")._value.get(), read.labels(OTHER)._value.get())
+    assert (3, 0) == (world.lines("acme"), world.lines(OTHER))
+
+
+def test_a_client_has_its_label_from_its_first_line_on(world: World) -> None:
+    """A backlog at a start is read before a scan has looked at how far everybody is."""
+    world.clients.read("acme", 2)
+    world.clients.read(OTHER, 1)
+
+    assert (2, 1) == (world.lines("acme"), world.lines(OTHER))
+
+
+def test_lines_of_a_client_beyond_the_bound_are_those_of_the_others(world: World) -> None:
+    world.scanned(*(f"client-{n}" for n in range(NAMED_MAX)))
+    world.clients.read("one-more", 2)
+
+    assert 2 == world.lines(OTHER)
 
 
 def test_a_name_is_not_longer_than_a_label_should_be(world: World) -> None:

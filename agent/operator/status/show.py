@@ -46,8 +46,8 @@ def _running(status: Status) -> Iterator[RenderableType]:
     for what, one in status["reloaded"].items():
         if one["problem"] is not None:
             yield screen.cell(f"! {what}, the last good one stays: {one['problem']}", "yellow")
-    made = screen.table("Sink", "Mode", "Breaker", "Spooled", "Under way", "Problem",
-                        right=("Under way",))  # fmt: skip
+    made = screen.table("sink", "mode", "breaker", "spooled", "under way", "problem",
+                        right=("under way",))  # fmt: skip
     for name, sink in status["sinks"].items():
         made.add_row(*_sink(name, sink))
     yield made
@@ -99,8 +99,8 @@ def _clients(status: Status) -> Iterator[RenderableType]:
     clients: Sequence[Status] = status["clients"]
     if not clients:
         return
-    numbers = ("Lag", "Oldest", "Lines read") if status["running"] else ("Lag",)
-    made = screen.table("Client", *numbers, right=numbers)
+    numbers = ("lag", "oldest", "lines read") if status["running"] else ("lag",)
+    made = screen.table("client", *numbers, right=numbers)
     for one in clients[:CLIENTS_MAX]:
         cells = [screen.cell(one["client"]), _lag(one["lag_bytes"])]
         if status["running"]:
@@ -117,7 +117,7 @@ def _files(status: Status, files_max: int) -> Iterator[RenderableType]:
     if not files or not files_max:
         yield screen.cell(f"{count(total)} files" if files else "no files", "dim")
         return
-    made = screen.table("File", "Offset", "Size", "Lag", right=("Offset", "Size", "Lag"))
+    made = screen.table("file", "offset", "size", "lag", right=("offset", "size", "lag"))
     for file in files[:files_max]:
         made.add_row(
             screen.cell(file["path"]),

@@ -33,7 +33,7 @@ def _of_file(verdict: Verdict) -> Iterator[RenderableType]:
         yield screen.cell(f"! {unfinished}: the agent waits for the rest", "yellow")
     if not verdict.rejections:
         return
-    made = screen.table("Line", "Bytes", "Type", "Reason", "Detail", right=("Line",))
+    made = screen.table("line", "bytes", "type", "reason", "detail", right=("line",))
     for one in verdict.rejections:
         made.add_row(
             f"{one.line:,}",
@@ -58,9 +58,9 @@ def _summary(verdicts: Iterable[Verdict]) -> Iterator[RenderableType]:
         types.update(verdict.by_type)
         reasons.update(verdict.by_reason)
         redacted.update(verdict.redacted)
-    for heading, counts in (("Type", types), ("Reason", reasons), ("Redacted", redacted)):
+    for heading, counts in (("type", types), ("reason", reasons), ("redacted", redacted)):
         if counts:
-            made = screen.table(heading, "Count", right=("Count",))
+            made = screen.table(heading, "count", right=("count",))
             for name, number in counts.most_common():
                 made.add_row(screen.cell(name or "(none)"), f"{number:,}")
             yield made

@@ -198,6 +198,7 @@ class Proving:
         for number, met in enumerate(self._met):
             self._progress("comparing files", number, len(self._met))
             verdict.add(judge.file(met))
+        self._progress("comparing files", len(self._met), len(self._met))
         for gone in self._gone.values():
             judge.gone(gone)
         verdict.gone_files = len(self._gone)
