@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -65,8 +66,9 @@ def wait_for(directory: Path) -> None:
         try:
             list(ask(directory, "count", to=0))
         except NotRunning:
-            continue
-        return
+            time.sleep(0.02)
+        else:
+            return
     raise AssertionError("nobody listens")
 
 
