@@ -1,26 +1,13 @@
 """``feedback-agent backfill``."""
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import msgspec
 
-from agent.cli.options import AS_JSON, CONFIG, json_text, load
+from agent.cli.options import AS_JSON, CONFIG, instant, json_text, load
 from agent.errors import EXIT_FOUND, EXIT_OK
-
-
-def _instant(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Return seconds since 1970 UTC of a day or a moment; one without an offset is UTC."""
-    if value is None:
-        return None
-    try:
-        at = datetime.fromisoformat(value)
-    except ValueError:
-        said = f"{value!r} is no time, as 2026-01-31 or 2026-01-31T12:00Z"
-        raise click.BadParameter(said, ctx, param) from None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 @click.command()
@@ -36,9 +23,9 @@ def _instant(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option("--include", metavar="PATTERN", multiple=True,
               help="Names to take in directories.  [default: source.include]")  # fmt: skip
 @click.option("--exclude", metavar="PATTERN", multiple=True, help="Names to leave out there.")
-@click.option("--since", metavar="TIME", callback=_instant,
+@click.option("--since", metavar="TIME", callback=instant,
               help="Events of then and later, by their own time.")  # fmt: skip
-@click.option("--until", metavar="TIME", callback=_instant,
+@click.option("--until", metavar="TIME", callback=instant,
               help="Events before then, by their own time.")  # fmt: skip
 @click.option("--topic", metavar="NAME", help="Where to send.  [default: kafka.topic]")
 @click.option("--rate", metavar="N", type=click.FloatRange(min=0, min_open=True),

@@ -6,14 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from agent import config
-from agent.cli.options import AS_JSON, CONFIG, load
+from agent.cli.options import AS_JSON, CONFIG, instant, load
 from agent.errors import EXIT_FOUND, EXIT_OK
 
 SCREEN_LETTERS = 50
@@ -21,23 +20,16 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _time(_context: object, option: click.Parameter, given: str | None) -> int | None:
-    """Return ms since the epoch."""
-    if given is None:
-        return None
-    try:
-        at = datetime.fromisoformat(given)
-    except ValueError:
-        allowed = "allowed: RFC 3339, or its beginning from the date on; UTC without an offset"
-        raise click.BadParameter(f"found {given!r}; {allowed}") from None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+def _ms(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    at_s = instant(ctx, param, value)
+    return None if at_s is None else int(at_s * 1000)
 
 
 def selecting(command: F) -> F:
     """Give a command what chooses dead letters."""
     for option in (
-        click.option("--until", "until_ms", metavar="TIME", callback=_time, help="Read before."),
-        click.option("--since", "since_ms", metavar="TIME", callback=_time, help="Read from then."),
+        click.option("--until", "until_ms", metavar="TIME", callback=_ms, help="Read before."),
+        click.option("--since", "since_ms", metavar="TIME", callback=_ms, help="Read from then."),
         click.option("--client", metavar="NAME", help="Of this one."),
         click.option("--reason", metavar="NAME", help="With this one, as schema or oversize."),
         click.option(

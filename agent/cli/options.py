@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -27,6 +28,18 @@ def load(path: Path | None) -> config.Config:
     if path is None and config.PATH_DEFAULT.exists():
         path = config.PATH_DEFAULT
     return config.load(path, os.environ)
+
+
+def instant(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Return seconds since 1970 UTC of a day or a moment; one without an offset is UTC."""
+    if value is None:
+        return None
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        said = f"{value!r} is no time, as 2026-01-31 or 2026-01-31T12:00Z"
+        raise click.BadParameter(said, ctx, param) from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def json_text(value: object) -> str:

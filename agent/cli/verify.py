@@ -1,24 +1,11 @@
 """``feedback-agent verify``."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from agent.cli.options import AS_JSON, CONFIG, json_text, load
+from agent.cli.options import AS_JSON, CONFIG, instant, json_text, load
 from agent.errors import EXIT_FOUND, EXIT_OK
-
-
-def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Return seconds since the epoch of a time as RFC 3339 has it, or a date; in UTC by default."""
-    if value is None:
-        return None
-    try:
-        at = datetime.fromisoformat(value)
-    except ValueError:
-        needed = f"{value!r} is no time, as 2026-01-31 or 2026-01-31T12:00Z"
-        raise click.BadParameter(needed, ctx, param) from None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 @click.command()
@@ -33,7 +20,7 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
 @click.option("--scan", is_flag=True, help="Read all of the topics, whatever the receipts name.")
 @click.option(
     "--since",
-    callback=_time,
+    callback=instant,
     metavar="TIME",
     help="Read all that was appended from then on, as 2026-01-31 or 2026-01-31T12:00Z.",
 )
