@@ -25,7 +25,7 @@ NEVER = re.compile(
     r"|[0-9]{3}-[0-9]{7}-[0-9]{7}"
     r")(?![0-9A-Za-z]|[-./][0-9])"
 )
-"""Digits that are no phone number, whatever stands around them."""
+"""Digits that are no phone number, whatever stands around them: ``Rule.never``."""
 
 _SEP = r"[ ./-]"
 _PHONE = re.compile(

@@ -24,7 +24,6 @@ from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
 from agent.core.events import CustomEvent, Event, ModelResponse, UnknownEvent
 from agent.core.folding import folded, folds, unfolded, without_escapes
-from agent.core.phones import NEVER
 from agent.core.redaction_rules import KINDS, RULES, Kind, Rule
 from agent.core.spans import Span, blank, blanked, merged
 from agent.core.suspicion import suspects, suspicious
@@ -198,9 +197,8 @@ class Redactor:
         for rule in self._rules:
             if not rule.may_find(left):
                 continue
-            if rule.kind == "phone":
-                left = NEVER.sub(blank, left)
-            spans = merged(rule.find(left))
+            seen = left if rule.never is None else rule.never.sub(blank, left)
+            spans = merged(rule.find(seen))
             found += [(span, rule) for span in spans]
             left = blanked(left, spans)
         return sorted(found, key=lambda one: one[0])

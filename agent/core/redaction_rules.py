@@ -11,10 +11,10 @@ from ipaddress import IPv6Address
 from typing import Final, Literal, NamedTuple, get_args
 
 from agent.core.addresses import ipv4s, ipv6s
-from agent.core.phones import phones
+from agent.core.phones import NEVER, phones
 from agent.core.spans import Span
 
-VERSION: Final = "2"
+VERSION: Final = "3"
 """Of the rules, sent with every event. To be raised when any of them finds more or less."""
 
 Kind = Literal["email", "iban", "card", "ssn", "ipv6", "ipv4", "phone"]
@@ -32,6 +32,8 @@ class Rule(NamedTuple):
     """The same for each way to write the same thing, so that hashes of it are equal."""
     needed: tuple[str, int] = ("", 0)
     """It finds nothing in a text that has fewer than so many of these characters."""
+    never: re.Pattern[str] | None = None
+    """What is not its kind, whatever is in it: ``find`` must not see that, and other rules may."""
 
     def may_find(self, text: str) -> bool:
         characters, least = self.needed
@@ -181,6 +183,12 @@ def _ssns(text: str) -> Iterator[Span]:
 # ---- all together
 
 
+_UUID = re.compile(
+    r"(?<![0-9A-Za-z])[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])"
+)
+"""The last two parts of one in 60,000 are together a valid Belgian IBAN."""
+
+
 def _digits(text: str) -> str:
     return re.sub(r"[^0-9]", "", text)
 
@@ -191,13 +199,13 @@ def _alnum(text: str) -> str:
 
 RULES: Final[dict[Kind, Rule]] = {
     "email": Rule("email", _emails, lambda found: found.replace("%40", "@").lower(), ("@%", 1)),
-    "iban": Rule("iban", _ibans, _alnum, ("0123456789", 7)),
-    "card": Rule("card", _cards, _digits, ("0123456789", 12)),
+    "iban": Rule("iban", _ibans, _alnum, ("0123456789", 7), _UUID),
+    "card": Rule("card", _cards, _digits, ("0123456789", 12), _UUID),
     "ssn": Rule("ssn", _ssns, _digits, ("0123456789", 9)),
     "ipv6": Rule("ipv6", ipv6s, lambda found: str(IPv6Address(found)), (":", 2)),
     "ipv4": Rule(
         "ipv4", ipv4s, lambda found: ".".join(str(int(n)) for n in found.split(".")), (".", 3)
     ),
-    "phone": Rule("phone", phones, _digits, ("0123456789", 7)),
+    "phone": Rule("phone", phones, _digits, ("0123456789", 7), NEVER),
 }
 assert tuple(RULES) == KINDS

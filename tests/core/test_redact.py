@@ -87,6 +87,7 @@ def test_a_marker_stands_where_it_stood_and_all_else_stays(text: str, shown: str
         "114-0919326-1627090, 00522789, 00756-3470, 06234-1908",
         "1 234 567 mobile users, 1 234 567 home runs",
         "4b8c0f9e-1111-4222-8333-444455556666 12345678-1234-4123-9123-123456789012",
+        "6333adf6-9961-4477-be07-0a9955234807, the end of which is a Belgian IBAN's",
         "9e107d9d372bb6826bd81d3542a419d6 1764000000123 1764000000 20260131",
         "2026-01-31T12:00:00.123456+02:00 31.01.2026 12:30 01/31/2026 12:30:45",
         "order 0123456789, ref 415-555-0123, invoice #0171 1234567",
@@ -306,6 +307,16 @@ def test_a_value_of_a_closed_list_is_never_a_marker() -> None:
     redactor.event(decoded)
     assert isinstance(decoded.event, UserFeedback)
     assert ("[WORD]", "up") == (decoded.event.session_id, decoded.event.thumbs)
+
+
+def test_a_rule_of_the_users_own_sees_what_a_phone_is_not() -> None:
+    """A date of birth, an order number, a UUID: that they are no phones is all that is known."""
+    dates, orders = "19[0-9]{2}-[0-9]{2}-[0-9]{2}", "[0-9]{3}-[0-9]{7}-[0-9]{7}"
+    pattern = f"{dates}|{orders}|[0-9a-f]{{8}}(-[0-9a-f]{{4,12}}){{4}}"
+    rule = Rule("mine", lambda text: (m.span() for m in re.finditer(pattern, text)), str)
+    redactor = Redactor(Redaction(version="1", custom=(rule,)))
+    text = "born 1980-01-31, order 114-0919326-1627090, 4b8c0f9e-1111-4222-8333-444455556666"
+    assert "born [MINE], order [MINE], [MINE]" == redactor.text(text)
 
 
 json_values = st.recursive(

@@ -47,4 +47,6 @@ ON_THEIR_OWN = [
 def test_nothing_done_to_a_topic_or_to_the_agent_loses_a_line(
     fault: TopicFault | Siege, guarded_broker: Kafka, tmp_path: Path, seed: str
 ) -> None:
-    assert play(fault, guarded_broker, QUICK, tmp_path, seed).problem is None
+    problem = play(fault, guarded_broker, QUICK, tmp_path, seed).problem
+
+    assert problem is None, problem
