@@ -14,10 +14,9 @@ from agent.config import Config
 from agent.config.sections import Kafka
 from agent.consumer import Reader, connected
 from agent.core.receipts import Partition, Window
-from agent.core.revival import Letter, Wanted
+from agent.core.revival import STORE, Letter, Wanted
 from agent.errors import AgentError, NotRunning, SinkUnavailable
 
-STORE = "store"
 QUEUE = "dead_letters"
 PAGE_LETTERS = 500
 MAY_NOT_READ = (

@@ -199,6 +199,31 @@ class Queue:
         rows.close()
         return self._give_up([(start, end)])
 
+    @_of_the_disk()
+    def thin(self, thinned: Sequence[tuple[Stored, Batch | None]]) -> None:
+        """Put what is left of rows in their places, all or none; None: nothing is.
+
+        What is left has the first numbers of its row from then on, and the others are a range that
+        was dropped: where the row began and ended stays as it was.
+        """
+        rows, before = [], [self._sum(s.seq, s.seq + s.records) for s, _ in thinned]
+        for (seq, records, _), left in thinned:
+            kept = 0 if left is None else left.count
+            assert kept < records, f"nothing was dropped of the row {seq}"
+            if left is not None:
+                rows.append(row_of(self.name, seq, left))
+            rows.append(range_row(self.name, seq + kept, seq + records))
+        with self._connection:
+            self._connection.executemany(
+                f"DELETE FROM {self._table} WHERE seq = ?",  # noqa: S608
+                [(s.seq,) for s, _ in thinned],
+            )
+            self._insert(rows)
+        left_of = [self._sum(s.seq, s.seq + s.records) for s, _ in thinned]
+        for (records, length), (records_left, length_left) in zip(before, left_of, strict=True):
+            self.records -= records - records_left
+            self.bytes -= length - length_left
+
     def adopt(self, table: str) -> None:
         """Move the rows of ``table`` to the tail. Their CRC is of the payload alone.
 

@@ -5,11 +5,13 @@ Lives on the event loop. Commands find the same with the agent down in ``agent.o
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from itertools import islice
 
+import msgspec
 from msgspec import structs
 
+from agent import purging
 from agent.clock import Clock
 from agent.config import Config
 from agent.control import Answer, Asker, Fields
@@ -17,6 +19,7 @@ from agent.core.auditing import Note
 from agent.core.explaining import Named
 from agent.core.identity import Checkpoint
 from agent.core.quota import InFlight
+from agent.core.revival import Wanted
 from agent.core.seam import Mode
 from agent.errors import AgentError
 from agent.followed import Found, find
@@ -26,7 +29,7 @@ from agent.outward import checkpoint, record
 from agent.positions import parsed
 from agent.sources import Sources
 from agent.spooler import InStore, Spooler
-from agent.wire import records
+from agent.wire import Codec, records
 
 PAGE_ROWS = 500
 """Checkpoints in one item of an answer: the loop has other things to do, too."""
@@ -37,6 +40,7 @@ class Requests:
 
     Args:
         checkpoints: Return those on disk; blocks.
+        codec: For what is put by anew.
         note: Of the audit log.
     """
 
@@ -51,6 +55,7 @@ class Requests:
         in_flight: InFlight,
         in_store: InStore,
         checkpoints: Callable[[], list[Checkpoint]],
+        codec: Codec,
         note: Note,
         clock: Clock,
     ) -> None:
@@ -62,6 +67,7 @@ class Requests:
         self._in_flight = in_flight
         self._in_store = in_store
         self._checkpoints = checkpoints
+        self._codec = codec
         self._note = note
         self._clock = clock
 
@@ -74,7 +80,7 @@ class Requests:
             "spool": self._spool,
             "drain": self._drain,
             "export": self._export,
-            "purge": self._purge,
+            "purge_letters": self._purge,
             "replayed": self._replayed,
         }
 
@@ -153,10 +159,19 @@ class Requests:
                     yield [record(number, one) for number, one in enumerate(found, seq)]
 
     async def _purge(self, fields: Fields, asker: Asker) -> AsyncIterator[object]:
-        dropped = await self._way(fields).purge()
-        if dropped:
-            self._note("dead_letters.purged", records=dropped, by=f"uid {asker.uid}")
-        yield {"records": dropped}
+        """Say after each page how far it is. Who hangs up ends it."""
+        way, wanted = self._ways[purging.QUEUE], _wanted(fields)
+
+        def note(records: int) -> None:
+            self._note("dead_letters.purged", records=records, reason=wanted.reason,
+                       client=wanted.client, since=purging.moment(wanted.since_ms),
+                       until=purging.moment(wanted.until_ms), by=f"uid {asker.uid}")  # fmt: skip
+
+        dry_run = fields.get("dry_run") is not False
+        made = purging.purged(way, wanted, self._codec, note)
+        async with aclosing(purging.counted(way, wanted) if dry_run else made) as tallies:
+            async for tally in tallies:
+                yield tally._asdict()
 
     async def _replayed(self, fields: Fields, asker: Asker) -> AsyncIterator[object]:
         """A command is about to do it: only who owns the state directory writes the audit log."""
@@ -178,3 +193,11 @@ def _text(fields: Fields, name: str) -> str:
     if not isinstance(value, str):
         raise AgentError(f"{name} is missing")
     return value
+
+
+def _wanted(fields: Fields) -> Wanted:
+    """Return which dead letters: what is not understood must not mean all of them."""
+    try:
+        return msgspec.convert(fields.get("wanted"), Wanted)
+    except msgspec.ValidationError as error:
+        raise AgentError(f"wanted: {error}") from None

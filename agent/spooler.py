@@ -150,6 +150,11 @@ class Spooler:
         """Return whether lines may be read, as far as this way of them is concerned."""
         return self.mode is not Mode.REPLAYING or self._finishing or self._tail.may_grow
 
+    @property
+    def read_to(self) -> int:
+        """Return the number of the first record that is not on its way to Kafka."""
+        return self._read_to
+
     def status(self) -> dict[str, object]:
         return {
             "mode": self.mode.value,
@@ -176,6 +181,24 @@ class Spooler:
             self._count()
         self._woken.set()
         return dropped
+
+    async def thin(
+        self, start: int, sift: Callable[[list[Stored]], list[tuple[Stored, Batch | None]]]
+    ) -> int | None:
+        """Let ``sift`` say of some rows, from record ``start`` on, what is left of which.
+
+        Those that are on their way to Kafka are not among them: it may have them already. Return
+        where to go on; None: there is no more.
+        """
+        async with self._busy:  # until the disk has it nothing of it may be read for replay
+            at = max(start, self._read_to)
+            rows = await self._in_store(lambda: self._queue.oldest(at, READ_RECORDS))
+            thinned = await asyncio.to_thread(sift, rows)
+            if thinned:
+                await self._in_store(lambda: self._queue.thin(thinned))
+            self._count()
+        self._woken.set()
+        return rows[-1].seq + rows[-1].records if rows else None
 
     def admit(self, batch: Batch) -> None:
         """Take a sealed batch, of lines or of what was replayed."""

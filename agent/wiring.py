@@ -143,6 +143,7 @@ class Wiring:
             in_flight=self.in_flight,
             in_store=self.in_store,
             checkpoints=self._store.load,
+            codec=self.parts.codec,
             note=self.note,
             clock=self.clock,
         )

@@ -194,6 +194,58 @@ def test_the_store_is_looked_at_with_the_agent_up_and_down(tmp_path: Path, runni
         assert 0 == agent.status()["sinks"]["dead_letters"]["spooled_bytes"]
 
 
+def purges_audited(agent: Agent) -> list[dict[str, Any]]:
+    show = ["audit", "show", "--event", "dead_letters.purged", "--config", str(agent.config)]
+    shown = CliRunner().invoke(main, show, catch_exceptions=False).stdout
+    notes = [json.loads(line) for line in shown.splitlines()]
+    wanted = "records", "reason", "client", "since", "until", "by"
+    return [{name: note.get(name) for name in wanted} for note in notes]
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["up", "down"])
+def test_a_purge_takes_what_matches_and_the_others_arrive_once(
+    tmp_path: Path, embedded: EmbeddedKafka, running: bool
+) -> None:
+    """By the same words as a list: what it shows of the store is what goes."""
+    topics = Topics(embedded.bootstrap_servers, "feedback-events", "feedback-events-dlq")
+    embedded.create_topic(topics.events, 3)
+    with Agent(tmp_path, topics) as agent:
+        append(agent.root / "app/bad.jsonl", BAD)
+        append(agent.root / "shop/bad.jsonl", BAD)
+        agent.start()
+        agent.until(lambda: len(said(agent, "list", "--json", "--from", "store")) == 10, "put by")
+        if not running:
+            agent.kill()
+        wanted = "--client", "shop", "--reason", "unknown_type", "--since", "2026-01-01"
+        matching = len(said(agent, "list", *wanted, "--json", "--from", "store"))
+        tried = json.loads(call(agent, "purge", *wanted, "--dry-run", "--json").stdout)
+        none = json.loads(call(agent, "purge", *wanted, "--until", "2026-01-01", "--json").stdout)
+        asked = call(agent, "purge", *wanted, input="n\n", exit_code=130)
+        assert "Drop 3 dead letters of the store?" in asked.output
+        assert 10 == len(said(agent, "list", "--json", "--from", "store"))
+
+        made = call(agent, "purge", *wanted, input="y\n")
+
+        assert 3 == matching
+        assert {"records": 3, "stay": 0, "dry_run": True} == tried
+        assert {"records": 0, "stay": 0, "dry_run": False} == none
+        assert "3 dead letters dropped\n" in made.stdout
+        left = said(agent, "list", "--json", "--from", "store")
+        assert {"app": 5, "shop": 2} == counted(left, "client")
+        agent.until(lambda: bool(purges_audited(agent)), "audited")
+        assert [
+            {"records": 3, "reason": "unknown_type", "client": "shop", "until": None,
+             "since": "2026-01-01T00:00:00.000Z", "by": f"uid {os.getuid()}"}
+        ] == purges_audited(agent)  # fmt: skip
+        if not running:
+            agent.start()
+        embedded.create_topic(topics.dead_letters, 1)
+        agent.until_delivered(0, len(left))
+        assert 0 == agent.stop()
+        found = said(agent, "list", "--json", "--from", "topic")
+    assert [row["source"] for row in left] == [row["source"] for row in found]
+
+
 def test_what_lay_in_the_store_is_not_replayed_again_from_the_topic(
     tmp_path: Path, embedded: EmbeddedKafka, schemas: str
 ) -> None:

@@ -132,6 +132,7 @@ STEPS = st.one_of(
     st.tuples(st.just("put"), st.lists(BATCHES, max_size=5)),
     st.tuples(st.just("drop_below"), st.integers(0, 20)),
     st.tuples(st.just("drop_oldest"), st.tuples(st.integers(0, 20), st.integers(0, 60_000))),
+    st.tuples(st.just("thin"), st.lists(st.tuples(st.integers(0, 20), BATCHES), max_size=3)),
     st.tuples(st.just("flip"), st.tuples(st.integers(0, 20), st.integers(0, 1 << 20))),
     st.tuples(st.just("reopen"), st.none()),
     st.tuples(st.just("read"), st.none()),
@@ -184,6 +185,19 @@ class Player:
         starts = self.starts()
         start = starts[wanted[0] % len(starts)]
         assert self.model.dropped(start, wanted[1]) == self.queue.drop_oldest(start, wanted[1])
+
+    def do_thin(self, wanted: list[tuple[int, Batch]]) -> None:
+        """Leave that batch in the place of a row, or nothing where it holds as many records."""
+        whole = sorted(set(self.model.rows) - self.model.flipped)
+        chosen = {whole[nth % len(whole)]: left for nth, left in wanted} if whole else {}
+        thinned = []
+        for seq, left in chosen.items():
+            before = self.model.rows.pop(seq)
+            less = left if left.count < before.count else None
+            thinned.append((Stored(seq, before.count, before), less))
+            if less is not None:
+                self.model.rows[seq] = less
+        self.queue.thin(thinned)
 
     def do_flip(self, where: tuple[int, int]) -> None:
         whole = sorted(set(self.model.rows) - self.model.flipped)
@@ -525,3 +539,20 @@ def test_whatever_the_disk_refuses_is_a_store_error(tmp_path: Path) -> None:
         shutil.rmtree(gone)
         with pytest.raises(StoreError, match="gone"):
             queue.full(Limits(None, 0.1))
+
+
+def test_rows_are_thinned_together_or_not_at_all(tmp_path: Path) -> None:
+    """What is left of a row must never lie there without what it was made of being gone, nor the
+    other way round."""
+    path = tmp_path / "spool.db"
+    with opened(path) as queue:
+        queue.put([batch(b"one", 3), batch(b"two", 3)])
+        before = held(tiling(queue))
+        broken = batch(b"", 1)
+        broken.partition = None  # type: ignore[assignment] # which no row may have
+        rows = queue.oldest(0, 100)
+        with pytest.raises(StoreError):
+            queue.thin([(rows[0], batch(b"less", 1)), (rows[1], broken)])
+        assert (before, 6, 6) == (held(tiling(queue)), queue.records, queue.bytes)
+    with opened(path) as queue:
+        assert (before, 0) == (held(tiling(queue)), queue.lost)

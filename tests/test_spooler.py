@@ -6,8 +6,9 @@ The outlet is the real one over a Kafka in memory, the queue the real one on dis
 import asyncio
 import logging
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +16,7 @@ from typing import TypeVar
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agent import wire
+from agent import purging, wire
 from agent.builders import UNPARTITIONED, Builders, Stream
 from agent.chunk import Chunker, ChunkPolicy
 from agent.core.batch import Batch, Pace
@@ -32,8 +33,10 @@ from agent.core.policy import (
 from agent.core.quota import InFlight
 from agent.core.receipts import Window
 from agent.core.record import RecordPolicy
+from agent.core.revival import Wanted
 from agent.core.seam import TAIL_SHARE, Mode
 from agent.queue import Limits
+from agent.rows import Stored
 from agent.sink import Outlet
 from agent.spool import Spool
 from agent.spooler import Spooler, SpoolRules
@@ -769,3 +772,135 @@ async def test_a_replayed_dead_letter_that_is_refused_shrinks_and_arrives(
     (record,) = room.kafka.logs[0]
     assert {"reason": b"not_json", "cut": b"500", "source": b"1;s;0;0;501"} == dict(record.headers)
     assert (0, Mode.LIVE) == (room.spooled, room.way.mode)
+
+
+# ---- an operator drops some of them
+
+
+def without(*gone: bytes) -> Callable[[list[Stored]], list[tuple[Stored, Batch | None]]]:
+    """Return what drops the records with those values."""
+
+    def sift(rows: list[Stored]) -> list[tuple[Stored, Batch | None]]:
+        thinned = []
+        for row in rows:
+            assert row.batch is not None
+            kept = [one for one in wire.records(row.batch) if one.value not in gone]
+            if len(kept) < row.records:
+                left = wire.reseal(row.batch, kept, PLAIN) if kept else None
+                thinned.append((row, left))
+        return thinned
+
+    return sift
+
+
+async def thinned(room: Room, *gone: bytes) -> None:
+    at: int | None = 0
+    while at is not None:
+        at = await room.way.thin(at, without(*gone))
+
+
+async def test_what_is_left_of_a_row_arrives_once_and_in_order(dead_letters: Room) -> None:
+    room = dead_letters
+    room.kafka.down = "topic_missing"
+    room.kafka.fail("topic_missing")
+    room.read(b"a")
+    await room.pass_time(1)
+    room.read(b"b", b"c", b"d", b"e", partition=UNPARTITIONED)
+    room.read(b"f", b"g", partition=UNPARTITIONED)
+    await room.pass_time(1)
+
+    await thinned(room, b"c", b"e", b"f", b"g")
+    assert (3, 7) == (room.spooled, room.file.watermark)
+    room.read(b"h", partition=UNPARTITIONED)
+    room.kafka.down = None
+    await room.pass_time(BACK_S)
+
+    assert [b"a", b"b", b"d", b"h"] == room.arrived
+    assert (0, 8, Mode.LIVE) == (room.spooled, room.file.watermark, room.way.mode)
+
+
+async def test_what_is_on_its_way_is_not_dropped(room: Room) -> None:
+    """Nobody knows whether Kafka has it already: it would be gone from here, and come from there;
+    and its number must stay what the ledger of the spool counts on."""
+    room.kafka.hold()
+    room.read(b"a", b"b")
+    await room.pass_time(SILENCE_S)
+    room.read(b"c", b"d", partition=UNPARTITIONED)
+    await room.pass_time(1)
+    assert 2 == room.way.read_to
+
+    await thinned(room, b"a", b"b", b"c")
+    assert 3 == room.spooled
+    room.kafka.release()
+    await room.pass_time(BACK_S)
+
+    assert [b"a", b"b", b"d"] == room.arrived
+    assert (0, 4) == (room.spooled, room.file.watermark)
+
+
+async def test_a_row_is_not_read_for_replay_while_it_is_sifted(dead_letters: Room) -> None:
+    """Or it would go as it was, and what is left of it again."""
+    room = dead_letters
+    room.kafka.down = "topic_missing"
+    room.kafka.fail("topic_missing")
+    room.read(b"x")
+    await room.pass_time(1)
+    room.read(b"a", b"b", partition=UNPARTITIONED)
+    await room.pass_time(1)
+    begun_to, may_end = threading.Event(), threading.Event()
+
+    def slow(rows: list[Stored]) -> list[tuple[Stored, Batch | None]]:
+        begun_to.set()
+        assert may_end.wait(30)
+        return without(b"a")(rows)
+
+    thinning = asyncio.create_task(room.way.thin(0, slow))
+    await asyncio.to_thread(begun_to.wait, 30)
+    room.kafka.down = None
+    await room.pass_time(BACK_S)
+    assert ([b"x"], 1) == (room.arrived, room.way.read_to)
+    may_end.set()
+    await thinning
+    await room.pass_time(BACK_S)
+
+    assert [b"x", b"b"] == room.arrived
+    assert (0, 3) == (room.spooled, room.file.watermark)
+
+
+async def test_how_many_go_and_stay_is_told_and_noted_once(room: Room) -> None:
+    """A dry run says the same before, and notes nothing."""
+    room.kafka.hold()
+    room.read(b"a", b"b")
+    await room.pass_time(SILENCE_S)
+    room.read(b"c", b"d", b"e", partition=UNPARTITIONED)
+    await room.pass_time(1)
+    without_reason, notes = Wanted(reason=""), list[int]()
+
+    before = [tally async for tally in purging.counted(room.way, without_reason)]
+    purge = purging.purged(room.way, without_reason, PLAIN, notes.append)
+    tallies = [tally async for tally in purge]
+
+    assert (purging.Tally(3, 2), purging.Tally(3, 2)) == (before[-1], tallies[-1])
+    assert ([3], 2) == (notes, room.spooled)
+    room.kafka.release()
+
+
+async def test_a_purge_that_nobody_listens_to_any_more_is_noted(dead_letters: Room) -> None:
+    """Whoever asked may be gone; what they did stays on the record."""
+    room = dead_letters
+    room.kafka.down = "topic_missing"
+    room.kafka.fail("topic_missing")
+    room.read(b"x")
+    await room.pass_time(1)
+    room.read(b"a", b"b", partition=UNPARTITIONED)
+    await room.pass_time(1)
+    notes: list[int] = []
+
+    async with aclosing(
+        purging.purged(room.way, Wanted(reason=""), PLAIN, notes.append)
+    ) as tallies:
+        async for tally in tallies:
+            if tally.records:
+                break
+
+    assert [2] == notes

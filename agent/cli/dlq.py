@@ -25,13 +25,22 @@ def _ms(ctx: click.Context, param: click.Parameter, value: str | None) -> int | 
     return None if at_s is None else int(at_s * 1000)
 
 
-def selecting(command: F) -> F:
-    """Give a command what chooses dead letters."""
+def matching(command: F) -> F:
+    """Give a command what tells dead letters from one another."""
     for option in (
         click.option("--until", "until_ms", metavar="TIME", callback=_ms, help="Read before."),
         click.option("--since", "since_ms", metavar="TIME", callback=_ms, help="Read from then."),
         click.option("--client", metavar="NAME", help="Of this one."),
         click.option("--reason", metavar="NAME", help="With this one, as schema or oversize."),
+    ):
+        command = option(command)
+    return command
+
+
+def selecting(command: F) -> F:
+    """Give a command what chooses dead letters, wherever they lie."""
+    for option in (
+        matching,
         click.option(
             "--from", "origin", default="all", type=click.Choice(["all", "topic", "store"]),
             help="The topic, this node's store, or both.",
@@ -171,39 +180,54 @@ def dlq_replay(
 
 
 @dlq.command("purge")
+@matching
 @CONFIG
+@AS_JSON
+@click.option("--dry-run", is_flag=True, help="Drop nothing; say how many it would be.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def dlq_purge(config_path: Path | None, yes: bool) -> None:
-    """Drop the dead letters in this node's store: those that the topic has not got. They are lost.
+def dlq_purge(
+    *, config_path: Path | None, as_json: bool, dry_run: bool, yes: bool, **matched: Any
+) -> None:
+    """Drop dead letters in this node's store: those that the topic has not got. They are lost.
 
-    Those in the topic are Kafka's: retention.ms deletes them, or kafka-delete-records.sh. The audit
-    log says who dropped how many.
+    Without --reason, --client, --since or --until all of them. Those in the topic are Kafka's:
+    retention.ms deletes them, or kafka-delete-records.sh. The audit log says who dropped how many.
 
     \b
     Examples:
       feedback-agent dlq export --from store --output before.jsonl && feedback-agent dlq purge
+      feedback-agent dlq purge --reason schema --until 2026-01-31 --dry-run
+      feedback-agent dlq purge --client app --yes --json
     """
     from agent.operator import dead_letters
 
-    loaded = load(config_path)
-    if not yes:
-        click.confirm(
-            "Drop all dead letters in the store? Nobody else has them", abort=True, err=True
-        )
-    click.echo(f"{dead_letters.purge(loaded)} dead letters dropped")
+    loaded, wanted = load(config_path), _wanted(matched)
+    if not (yes or dry_run):
+        found = dead_letters.purge(loaded, wanted, dry_run=True)
+        if found.records:
+            asked = f"Drop {found.records:,} dead letters of the store? Nobody else has them"
+            click.confirm(asked, abort=True, err=True)
+    made = dead_letters.purge(loaded, wanted, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(made._asdict()))
+    else:
+        dead_letters.show_purged(made)
 
 
 def _where(selected: dict[str, Any]) -> tuple[Any, Any]:
-    from agent.core.revival import Wanted
     from agent.letters import Where
 
     own = load(selected["config_path"])
     named, origin = selected["consumer_path"], selected["origin"]
     reader = own.kafka if named is None else config.load(named, {}).kafka
     where = Where(own, reader, topic=origin != "store", store=origin != "topic")
-    return where, Wanted(
-        selected["reason"], selected["client"], selected["since_ms"], selected["until_ms"]
-    )
+    return where, _wanted(selected)
+
+
+def _wanted(matched: dict[str, Any]) -> Any:
+    from agent.core.revival import Wanted
+
+    return Wanted(matched["reason"], matched["client"], matched["since_ms"], matched["until_ms"])
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

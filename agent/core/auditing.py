@@ -47,7 +47,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "replay.ended": ("sink", "records", "left", "by"),
         "spool.dropped": ("sink", "records"),
         "spool.lost": ("sink", "records"),
-        "dead_letters.purged": ("records", "by"),
+        "dead_letters.purged": ("records", "reason", "client", "since", "until", "by"),
         "dead_letters.replayed": ("records", "by"),
         "reload.adopted": ("what", "version"),
         "reload.refused": ("what", "key", "reason"),

@@ -20,6 +20,8 @@ REPLAY_OF, REPLAYED_AT = "replay_of", "replayed_at"
 """Headers of an event that was a dead letter."""
 REFUSED: Final = "refused_"
 """What reasons begin with where the value is an event already."""
+STORE: Final = "store"
+"""What ids begin with where the letter is on this node, and not in the topic yet."""
 
 
 class Letter(Struct, frozen=True, kw_only=True):
@@ -75,6 +77,10 @@ class Wanted(NamedTuple):
     client: str | None = None
     since_ms: int | None = None
     until_ms: int | None = None
+
+    @property
+    def everything(self) -> bool:
+        return self == Wanted()
 
     def matches(self, letter: Letter) -> bool:
         return (

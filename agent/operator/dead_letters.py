@@ -5,13 +5,14 @@ from contextlib import aclosing
 from heapq import nlargest
 from typing import Any, NamedTuple
 
-from agent import asking, offline
+from agent import asking, offline, purging, wire
 from agent.config import Config
 from agent.core.revival import Letter, Wanted
 from agent.errors import AgentError, NotRunning
 from agent.letters import QUEUE, Where, letters, rfc3339
 from agent.operator.screen import cell, console, table
 from agent.outward import text
+from agent.queue import Queue
 
 KEPT = 1000
 """Letters are thinned out when so many more are kept than wanted."""
@@ -68,19 +69,38 @@ def as_json(letter: Letter, *, payload: bool) -> dict[str, Any]:
     return shown
 
 
-def purge(config: Config) -> int:
-    """Drop all that is in the store; return how many. What is on its way to Kafka stays."""
+class Purged(NamedTuple):
+    """``stay``: as many more match, and stay because they are on their way to Kafka."""
+
+    records: int
+    stay: int
+    dry_run: bool
+
+
+def purge(config: Config, wanted: Wanted, *, dry_run: bool) -> Purged:
+    """Drop what matches of the store, or count it; ``Wanted()``: all of it."""
+    directory = config.agent.state_dir
+    asked = {"wanted": list(wanted), "dry_run": dry_run}
     try:
-        (purged,) = asking.ask(config.agent.state_dir, "purge", queue=QUEUE)
-        return int(purged["records"])
+        found = purging.Tally()
+        for tally in asking.ask(directory, "purge_letters", **asked):
+            found = purging.Tally(**tally)
+        return Purged(*found, dry_run)
     except NotRunning:
         with offline.taken(config) as state, offline.spool(state) as spool:
             queue = spool.queues[QUEUE]
-            dropped = queue.records
-            if dropped:
-                offline.audited(config, "dead_letters.purged", records=dropped)
-                queue.drop_below(queue.end)
-            return dropped
+            return Purged(_purge_down(config, queue, wanted, dry_run=dry_run), 0, dry_run)
+
+
+def _purge_down(config: Config, queue: Queue, wanted: Wanted, *, dry_run: bool) -> int:
+    records = purging.count(queue, wanted)
+    if records and not dry_run:
+        offline.audited(config, "dead_letters.purged", records=records, reason=wanted.reason,
+                        client=wanted.client, since=purging.moment(wanted.since_ms),
+                        until=purging.moment(wanted.until_ms))  # fmt: skip
+        codec = wire.codec(config.kafka.compression, config.kafka.compression_level)
+        purging.purge(queue, wanted, codec)
+    return records
 
 
 # ---- for people
@@ -111,6 +131,12 @@ def show_list(found: Found) -> None:
     total = found.counts.total()
     more = f", the newest {len(found.letters)} are shown" if total > len(found.letters) else ""
     out.print(f"{total:,} dead letters{more}")
+
+
+def show_purged(made: Purged) -> None:
+    verb = "would be dropped" if made.dry_run else "dropped"
+    stay = f"; {made.stay:,} more are on their way to Kafka, and stay" if made.stay else ""
+    console().print(f"{made.records:,} dead letters {verb}{stay}")
 
 
 def show(letter: Letter) -> None:
