@@ -4,10 +4,12 @@ import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
 from agent.cli.options import AS_JSON, CONFIG, load
+from agent.config import Config
 from agent.errors import EXIT_FOUND, EXIT_OK
 
 
@@ -40,26 +42,41 @@ def spool_list(config_path: Path | None, as_json: bool) -> None:
 @CONFIG
 @AS_JSON
 @click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=60.0, show_default=True,
-              help="Seconds until it gives up; the agent does not.")  # fmt: skip
+              help="Seconds until it gives up; a running agent does not.")  # fmt: skip
 def spool_drain(config_path: Path | None, as_json: bool, wait_s: float) -> int:
     """Let the running agent try Kafka now, and wait until the queues are empty.
 
-    It does that by itself; this spares the rest of a backoff or of the breaker's cooldown. Exit
-    code 1 if something is left.
+    It does that by itself; this spares the rest of a backoff or of the breaker's cooldown. Where no
+    agent runs, this sends what waits, and nothing else. Exit code 1 if something is left.
 
     \b
     Examples:
       feedback-agent spool drain --wait 300
+      feedback-agent spool drain --json
     """
+    from agent.errors import NotRunning
     from agent.operator import spool_queues
 
-    found = spool_queues.drain(load(config_path), wait_s)
+    loaded = load(config_path)
+    try:
+        found = spool_queues.drain(loaded, wait_s)
+    except NotRunning:
+        found = _drain_down(loaded, wait_s)
     if as_json:
         for queue in found:
             click.echo(json.dumps(queue))
     else:
         spool_queues.show_drained(found)
     return EXIT_FOUND if spool_queues.left(found) else EXIT_OK
+
+
+def _drain_down(loaded: Config, wait_s: float) -> list[dict[str, Any]]:
+    from agent.operator import draining, spool_queues
+
+    records = sum(queue["records"] for queue in spool_queues.queues(loaded))
+    if records:
+        click.echo("no agent runs: what waits is sent from here", err=True)
+    return draining.drain(loaded, wait_s, records)
 
 
 @spool.command("export")

@@ -14,10 +14,6 @@ from agent.operator.screen import cell, console, progress, table
 LOOK_S = 0.5
 HASTEN_S = 5.0
 """Between two tries: brokers that are just coming back have enough to do."""
-START_IT = (
-    "no agent runs: start it, and it replays by itself as soon as Kafka answers; "
-    "`feedback-agent spool export` takes records away as JSON lines"
-)
 
 
 def queues(config: Config) -> Iterator[dict[str, Any]]:
@@ -48,10 +44,7 @@ def drain(config: Config, wait_s: float) -> list[dict[str, Any]]:
     """Let the agent try Kafka at once; return the queues as they are when nothing is left, or time
     is up. Raises ``NotRunning``."""
     directory = config.agent.state_dir
-    try:
-        found = list(asking.ask(directory, "drain"))
-    except NotRunning:
-        raise NotRunning(START_IT) from None
+    found = list(asking.ask(directory, "drain"))
     clock, first = SystemClock(), left(found)
     hastened_s = clock.monotonic()
     ends_s = hastened_s + wait_s
