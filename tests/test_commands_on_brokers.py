@@ -180,7 +180,7 @@ def test_a_file_is_explained_and_begins_elsewhere(agent: Agent, running: bool) -
     assert (running, "current", size) == (
         explained["running"], explained["state"], explained["checkpoint"]["watermark"]
     )  # fmt: skip
-    assert f"{PATH} is up to date" in typed(agent, "explain", str(agent.root / PATH)).out
+    assert f"{PATH} up to date" in typed(agent, "explain", str(agent.root / PATH)).out
     assert "is gone" in typed(agent, "explain", "app/none.jsonl").out
     rows = typed(agent, "checkpoint", "list", "app/x*", "--json").rows()
     assert [(PATH, 0, size)] == [(r["path"], r["generation"], r["watermark"]) for r in rows]

@@ -81,6 +81,7 @@ def drain(config: Config, wait_s: float, records: int) -> list[dict[str, Any]]:
 
         errand = Errand(wait_s, told)
         handler = logs.setup("error", config.log.format, shown=shown)
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it says, the result says
         try:
             pipeline.run(config, rules, errand)
         finally:
