@@ -76,18 +76,19 @@ class Receipts:
     async def run(self) -> None:
         while self._policy.enabled:
             await wait_event(self._crowded, self._policy.write_s)
-            await self._write()
+            await self.write()
 
     async def close(self) -> None:
         """Write what there is, but wait no longer than ``CLOSE_S``."""
-        writing = asyncio.ensure_future(self._write())
+        writing = asyncio.ensure_future(self.write())
         await asyncio.wait({writing}, timeout=CLOSE_S)
 
     def _look(self) -> None:
         if self._tally.held >= WINDOWS_MAX // 2:
             self._crowded.set()
 
-    async def _write(self) -> None:
+    async def write(self) -> None:
+        """Write what there is, if it can be."""
         self._crowded.clear()
         dropped, self._tally.dropped = self._tally.dropped, 0
         receipts = self._tally.take(self._clock.wall())

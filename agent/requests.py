@@ -4,7 +4,7 @@ Lives on the event loop. Commands find the same with the agent down in ``agent.o
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from itertools import islice
 
@@ -40,6 +40,7 @@ class Requests:
 
     Args:
         checkpoints: Return those on disk; blocks.
+        write: Bring to disk what is known: checkpoints and receipts.
         codec: For what is put by anew.
         note: Of the audit log.
     """
@@ -55,6 +56,7 @@ class Requests:
         in_flight: InFlight,
         in_store: InStore,
         checkpoints: Callable[[], list[Checkpoint]],
+        write: Callable[[], Awaitable[None]],
         codec: Codec,
         note: Note,
         clock: Clock,
@@ -67,6 +69,7 @@ class Requests:
         self._in_flight = in_flight
         self._in_store = in_store
         self._checkpoints = checkpoints
+        self._written = write
         self._codec = codec
         self._note = note
         self._clock = clock
@@ -81,6 +84,7 @@ class Requests:
             "drain": self._drain,
             "export": self._export,
             "purge_letters": self._purge,
+            "write": self._write,
             "replayed": self._replayed,
         }
 
@@ -172,6 +176,10 @@ class Requests:
         async with aclosing(purging.counted(way, wanted) if dry_run else made) as tallies:
             async for tally in tallies:
                 yield tally._asdict()
+
+    async def _write(self, _fields: Fields, _asker: Asker) -> AsyncIterator[object]:
+        await self._written()
+        yield {}
 
     async def _replayed(self, fields: Fields, asker: Asker) -> AsyncIterator[object]:
         """A command is about to do it: only who owns the state directory writes the audit log."""

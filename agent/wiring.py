@@ -143,6 +143,7 @@ class Wiring:
             in_flight=self.in_flight,
             in_store=self.in_store,
             checkpoints=self._store.load,
+            write=self._write,
             codec=self.parts.codec,
             note=self.note,
             clock=self.clock,
@@ -159,6 +160,10 @@ class Wiring:
     async def in_store(self, work: Callable[[], T]) -> T:
         running = asyncio.get_running_loop().run_in_executor(self._threads.store, work)
         return await asyncio.shield(running)
+
+    async def _write(self) -> None:
+        await self.checkpointer.flush()
+        await self.receipts.write()
 
     # ---- what happens between the rooms
 

@@ -333,6 +333,16 @@ def test_what_is_in_the_spool_is_pending_until_it_is_replayed(
     assert [("acme/a.jsonl", LINES, 0), ("other/b.jsonl", 0, LINES + 2)] == lost
 
 
+def test_what_was_just_put_by_is_pending(topics: Topics, tmp_path: Path) -> None:
+    """Nobody waits for the next writing of receipts: a running agent is asked to write them."""
+    nowhere = Topics(topics.bootstrap_servers, topics.events, "absent")
+    with Agent(tmp_path, nowhere, receipts=AT_STOP, kafka={"start_s": 0.2}) as agent:
+        write(agent)
+        agent.start().until_delivered(2 * LINES)
+        agent.until(lambda: agent.metric("spooled_total", sink="dead_letters") == 2, "put by")
+        assert {"delivered": 2 * LINES, "pending": 2} == counts(verdict(agent))
+
+
 def emptied(agent: Agent) -> Path:
     """Copy the state directory and take the events out of the spool that is in it. Return a
     configuration that names the copy."""

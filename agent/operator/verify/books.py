@@ -14,7 +14,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from agent import database, sqlite
+from agent import asking, database, sqlite
 from agent.config import Config
 from agent.core.identity import Checkpoint
 from agent.errors import AgentError
@@ -34,8 +34,10 @@ class Books(NamedTuple):
 
 
 def books(config: Config) -> Books:
-    """Read what there is. Raises ``AgentError``."""
+    """Read what there is, after a running agent wrote it up. Raises ``AgentError``."""
     path = config.agent.state_dir / "checkpoints.db"
+    with contextlib.suppress(AgentError):  # none runs, or it answers others: then as it is
+        list(asking.ask(config.agent.state_dir, "write"))
     try:
         if not path.exists():
             return Books([], {})
