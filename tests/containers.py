@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,18 @@ class Engine:
             self._containers: '[containers]\ndefault_ulimits = []\nnetns = "host"\n'
             '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n',
         }
-        for path, text in written.items():
-            if not path.exists() or path.read_text() != text:  # another worker may be reading it
-                path.write_text(text)
+        self._turn = home / "turn"
+        with self._alone():  # another worker may be reading or writing them
+            for path, text in written.items():
+                if not path.exists() or path.read_text() != text:
+                    path.write_text(text)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the other workers out."""
+        with self._turn.open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            yield
 
     def run(self, *command: str | Path, within_s: float = DONE_WITHIN_S) -> str:
         """Return what ``command`` printed. Raises ``AssertionError`` with the rest."""
@@ -75,8 +85,7 @@ class Engine:
     def build(self) -> str:
         """Build the image on a stand-in for python:3.12-slim. Return what the script said last."""
         script = ROOT / "scripts/image"
-        with self._storage.open() as turn:  # what one worker built, the others find done
-            fcntl.flock(turn, fcntl.LOCK_EX)
+        with self._alone():  # what one worker built, the others find done
             return self.run(script, "--stand-in", within_s=BUILT_WITHIN_S).splitlines()[-1]
 
     def once(self, image: str, *command: str, options: Sequence[str] = ()) -> str:
