@@ -73,7 +73,7 @@ class Secured(NamedTuple):
         return {
             "bootstrap_servers": self.addresses[listener],
             "topic": topics.events,
-            "request_timeout_s": 5,
+            "request_timeout_s": 30,
             "tls": tls,
             **sections,
         }
@@ -83,13 +83,18 @@ class Secured(NamedTuple):
 
     @contextmanager
     def certificate(self, listener: str, file: Path) -> Iterator[None]:
-        """Let a listener present another certificate until the end of the block."""
+        """Let a listener present another certificate until the end of the block.
+
+        One block at a time, of all workers' tests: who sets one thing unsets the others.
+        """
         key = f"listener.name.{listener.lower()}.ssl.keystore.location"
-        asyncio.run(_configure(self.plain, {key: str(file)}))
-        try:
-            yield
-        finally:
-            asyncio.run(_configure(self.plain, {}))
+        with (self.run / "configured").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            asyncio.run(_configure(self.plain, {key: str(file)}))
+            try:
+                yield
+            finally:
+                asyncio.run(_configure(self.plain, {}))
 
     def allow(self, topic: str, user: str, *operations: int) -> None:
         """Once a topic has an ACL, nobody may use it who has none."""
