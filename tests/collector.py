@@ -18,6 +18,8 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as traces_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as traces_rpc
 
+from tests.patience import WITHIN_S
+
 Mood = Literal["well", "slow", "refusing", "partial", "busy", "hanging"]
 SLOW_S = 2.0
 REJECTED = 3
@@ -120,7 +122,7 @@ def collecting(mood: Mood = "well") -> Iterator[Collector]:
         collector.stop()
 
 
-def until(holds: Callable[[], bool], within_s: float = 20.0) -> None:
+def until(holds: Callable[[], bool], within_s: float = WITHIN_S) -> None:
     """Wait for another thread until ``holds``."""
     deadline_s = time.monotonic() + within_s
     while not holds():

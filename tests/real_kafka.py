@@ -11,10 +11,11 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from tests.patience import WITHIN_S
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
 ADDRESS = "FEEDBACK_AGENT_TEST_KAFKA"
 START_WITHIN_S = 600.0  # the first start ever downloads Kafka
-TOPIC_READY_WITHIN_S = 10.0
 
 
 def missing() -> list[str]:
@@ -40,8 +41,11 @@ def run_script(
 
 
 def start(run: Path, *arguments: str) -> str:
-    """Start a cluster in ``run``, or find it running. Return its bootstrap servers."""
-    done = run_script(run, "start", *arguments)
+    """Start a cluster in ``run``, or find it running. Return its bootstrap servers.
+
+    It keeps records for ever: tests send some of years ago, which a broker drops when it looks.
+    """
+    done = run_script(run, "start", "--set", "log.retention.ms=-1", *arguments)
     assert 0 == done.returncode, done.stderr
     name, _, servers = done.stdout.splitlines()[-1].partition("=")
     assert ADDRESS == name, done.stdout
@@ -63,7 +67,7 @@ async def create_topic(
         answer = await admin.create_topics([topic])
         code, text = answer.topic_errors[0][1:3]
         assert 0 == code, f"{name}: error {code}: {text}"
-        async with asyncio.timeout(TOPIC_READY_WITHIN_S):
+        async with asyncio.timeout(WITHIN_S):
             while not await _has_leaders(admin, name, partitions):  # noqa: ASYNC110  # Kafka tells nobody
                 await asyncio.sleep(0.05)
     finally:
@@ -83,7 +87,7 @@ async def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
 
 
 async def read_all(
-    bootstrap: str, topic: str, *, idle_s: float = 1.0, timeout_s: float = 30.0
+    bootstrap: str, topic: str, *, idle_s: float = 1.0, timeout_s: float = WITHIN_S
 ) -> list[ConsumerRecord]:
     """Return what ``topic`` holds at the time of the call, by partition, then offset.
 

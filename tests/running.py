@@ -25,9 +25,8 @@ from agent.demo.oracle import Arrival, Arrivals, Judge, Verdict, compare, source
 from agent.demo.scene import Topics, write_config
 from agent.opener import birth_of
 from tests import real_kafka
+from tests.patience import WITHIN_S
 
-STARTED_WITHIN_S = 20.0
-STOPPED_WITHIN_S = 40.0  # longer than agent.drain_s
 LOG_TAIL_LINES = 15
 NOWHERE = Topics("127.0.0.1:1", "feedback-events", "feedback-events-dlq")
 """Where no broker is: port 1 refuses at once."""
@@ -91,7 +90,7 @@ class Agent:
     def start(self) -> Self:
         """Start it and return when it answers over HTTP."""
         self.launch()
-        self.until(lambda: self._port_said() is not None, "agent.started", STARTED_WITHIN_S)
+        self.until(lambda: self._port_said() is not None, "agent.started")
         self._port = self._port_said()
         return self
 
@@ -112,16 +111,16 @@ class Agent:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def stop(self, within_s: float = STOPPED_WITHIN_S) -> int:
+    def stop(self, within_s: float = WITHIN_S) -> int:
         """SIGTERM. Return the exit code; negative where a signal ended it."""
         self.signal(signal.SIGTERM)
         return self.ended(within_s)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
-        self.ended(STOPPED_WITHIN_S)
+        self.ended()
 
-    def ended(self, within_s: float = STARTED_WITHIN_S) -> int:
+    def ended(self, within_s: float = WITHIN_S) -> int:
         """Wait for its end. Return the exit code."""
         assert self._process is not None
         began_s = time.monotonic()
@@ -156,7 +155,7 @@ class Agent:
 
     def get(self, path: str) -> Answer:
         assert self._port is not None, "not started"
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=5)
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=WITHIN_S)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -208,7 +207,11 @@ class Agent:
         )
 
     def until(
-        self, holds: Callable[[], bool], what: str, within_s: float = 20.0, every_s: float = 0.05
+        self,
+        holds: Callable[[], bool],
+        what: str,
+        within_s: float = WITHIN_S,
+        every_s: float = 0.05,
     ) -> None:
         """Wait until ``holds``; raises ``AssertionError`` when the agent ends or time is up."""
         deadline_s = time.monotonic() + within_s
@@ -218,7 +221,9 @@ class Agent:
             assert time.monotonic() < deadline_s, f"not within {within_s} s: {what}\n{self.tail()}"
             time.sleep(every_s)
 
-    def until_delivered(self, events: int, dead_letters: int = 0, within_s: float = 20.0) -> None:
+    def until_delivered(
+        self, events: int, dead_letters: int = 0, within_s: float = WITHIN_S
+    ) -> None:
         """Wait until this life has delivered so many."""
 
         def holds() -> bool:

@@ -34,6 +34,7 @@ from agent.core.notes import WAITING_MAX
 from agent.errors import AgentError
 from agent.operator.verify_audit import Verdict, records, verify
 from agent.telemetry import Metrics
+from tests.patience import WITHIN_S
 from tests.running import NOWHERE, Agent, append, feedback
 from tests.test_queue import fill, tmpfs  # noqa: F401 - a fixture
 
@@ -113,7 +114,7 @@ def holds(path: Path, count: int) -> bool:
 
 
 async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         while not true():  # noqa: ASYNC110 - a file tells nobody that it changed
             await asyncio.sleep(0.01)
 
@@ -540,8 +541,8 @@ def test_a_run_is_in_it_from_its_start_to_its_stop(tmp_path: Path) -> None:
     breaker = {"ack_age_max_s": 1, "failures_max": 1}
     with Agent(tmp_path, NOWHERE, kafka=fast, breaker=breaker) as agent:
         agent.start()
-        agent.until(lambda: len(agent.log_entries("spool.mode")) == 2, "spool.mode", 20)
-        agent.until(lambda: bool(agent.log_entries("sink.down")), "sink.down", 20)
+        agent.until(lambda: len(agent.log_entries("spool.mode")) == 2, "spool.mode")
+        agent.until(lambda: bool(agent.log_entries("sink.down")), "sink.down")
         assert 0 == agent.stop()
 
     path = agent.state_dir / "audit.jsonl"
@@ -560,7 +561,7 @@ def test_what_a_start_finds_lost_is_noted_after_the_start(tmp_path: Path) -> Non
     with Agent(tmp_path, NOWHERE, kafka={"start_s": 0.2}, breaker={"failures_max": 1}) as agent:
         append(agent.root / "app" / "x.jsonl", [feedback(1)])
         agent.start()
-        agent.until(lambda: agent.metric("spool_records", sink="events") == 1, "spooled", 20)
+        agent.until(lambda: agent.metric("spool_records", sink="events") == 1, "spooled")
         assert 0 == agent.stop()
         for database in agent.state_dir.glob("spool.db*"):
             database.unlink()

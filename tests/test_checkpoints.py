@@ -19,8 +19,7 @@ from agent.core.quota import InFlight
 from agent.errors import StoreError
 from agent.telemetry import Metrics
 from tests.fakes import FakeClock, InlineExecutor, chunks_of, turns
-
-WITHIN_S = 10.0
+from tests.patience import WITHIN_S
 
 
 class Source:

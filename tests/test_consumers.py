@@ -13,6 +13,7 @@ import pytest
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
 from tests import real_kafka
+from tests.patience import WITHIN_S
 from tests.running import Agent, append, feedback, mock_topics
 
 DOCUMENT = Path(__file__).parent.parent / "docs/consumers.md"
@@ -20,7 +21,6 @@ PROGRAM = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LIVES, LINES = 3, 1500
 """Of the agent, and in each of them."""
 SLOW_MS = 150
-CAUGHT_UP_WITHIN_S = 60.0
 
 
 class Consumer:
@@ -45,7 +45,7 @@ class Consumer:
     def kept(self) -> int:
         if not self._database.exists():
             return 0
-        connection = sqlite3.connect(self._database, timeout=10)
+        connection = sqlite3.connect(self._database, timeout=WITHIN_S)
         try:
             (count,) = connection.execute("SELECT count(*) FROM events").fetchone()
         except sqlite3.OperationalError:  # it has not made its table yet
@@ -55,7 +55,7 @@ class Consumer:
         return int(count)
 
     def until(self, count: int) -> None:
-        deadline_s = time.monotonic() + CAUGHT_UP_WITHIN_S
+        deadline_s = time.monotonic() + WITHIN_S
         while self.kept() < count:
             assert self._process.poll() is None, "it ended"
             assert time.monotonic() < deadline_s, self.kept()
@@ -87,7 +87,7 @@ def test_it_keeps_each_event_once_through_kills_of_the_agent_and_of_itself(
             for broker in (1, 2, 3):
                 embedded.rtt(broker, 0)
             agent.start()
-            agent.until(lambda: not agent.behind_bytes(), "all is delivered", within_s=40)
+            agent.until(lambda: not agent.behind_bytes(), "all is delivered")
             assert 0 == agent.stop()
             ends = asyncio.run(real_kafka.end_offsets(topics.bootstrap_servers, topics.events))
             consumer.until(LIVES * LINES)

@@ -255,7 +255,7 @@ def test_what_is_only_spooled_is_not_deleted(
         assert path.exists()
 
         embedded.broker_up()
-        agent.until(lambda: not path.exists(), "deleted", 60)
+        agent.until(lambda: not path.exists(), "deleted")
 
         assert len(LINES) <= agent.metric("events_delivered_total")
         assert 0 == agent.stop()

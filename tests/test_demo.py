@@ -14,6 +14,7 @@ from agent.demo import oracle, show
 from agent.demo.oracle import Verdict
 from agent.demo.scene import AgentProcess, App, SceneFailed, Topics
 from agent.demo.show import Plan, Show, plan
+from tests.patience import WITHIN_S
 
 DEMO = [sys.executable, "-m", "agent", "demo"]
 
@@ -130,6 +131,6 @@ async def test_a_paused_app_can_be_stopped(tmp_path: Path) -> None:
     await app.start(1, rate=500)
     app.pause(True)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         with contextlib.suppress(SceneFailed):  # before it was there to hear a signal
             await app.stop()

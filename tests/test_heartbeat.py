@@ -17,6 +17,7 @@ import pytest
 from agent.demo.broker import EmbeddedKafka
 from agent.heartbeat import BEAT_S, Heartbeat
 from tests.fakes import FakeClock
+from tests.patience import WITHIN_S
 from tests.running import Agent, append, feedback, mock_topics
 
 HANG_S = 2 * BEAT_S
@@ -42,7 +43,7 @@ class World:
             await self.answered("other", begun)
 
     async def answered(self, thread: str, begun: int = 0) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN_S):
             while self.samples == begun or thread in self.heartbeat._asked:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
@@ -153,7 +154,7 @@ def test_a_disk_that_does_not_answer_makes_the_agent_unhealthy(
         with hanging(agent, calls, tmp_path / path):
             append(file, [feedback(1)])
 
-            agent.until(lambda: agent.get("/healthz").status == 503, f"{thread} hangs", 30)
+            agent.until(lambda: agent.get("/healthz").status == 503, f"{thread} hangs")
 
             reasons = agent.status()["health"]["reasons"]
             assert f"{thread}: hung" in reasons

@@ -17,6 +17,7 @@ import pytest
 from agent.core import delivery
 from agent.demo.broker import EmbeddedKafka
 from tests.conftest import Topics
+from tests.patience import WITHIN_S
 from tests.proxy import METADATA, PRODUCE, Lie, LyingProxy, framed
 from tests.sending import Sending, arrived, sending
 
@@ -24,7 +25,6 @@ PARTITIONS = 3
 BATCHES = 7
 LATE_S = 2.0
 TIMEOUT_S = 1.5
-WITHIN_S = 30.0
 NOT_LEADER, TOPIC_MISSING = 6, 3
 SLACK_S = 1.0  # two cores, many tests
 
@@ -304,7 +304,7 @@ async def test_a_batch_that_no_answer_names_does_not_wait_for_ever_beside_busy_o
     async with place.sending(ack_age_max_s=TIMEOUT_S) as node:
         for partition in range(3):
             node.admit(b"first %d" % partition, partition=partition)
-        await node.until_empty(10.0)
+        await node.until_empty(WITHIN_S)
         place.proxy.lie(Lie(lambda answer: framed(answer[:4] + NOISE["about_nothing"])))
         node.admit(b"forgotten")
         for n in range(60):

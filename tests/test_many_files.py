@@ -140,7 +140,7 @@ def test_an_agent_with_few_descriptors_says_so_and_reads_everything(
         for n in range(200):
             append(agent.root / f"c{n % 7}/{n}.jsonl", [feedback(n)])
         agent.start()
-        agent.until_delivered(200, within_s=60.0)
+        agent.until_delivered(200)
         assert 0 == agent.stop()
         (entry,) = agent.log_entries("descriptors.reduced")
         assert (512, 16, 64) == (

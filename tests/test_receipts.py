@@ -15,6 +15,7 @@ from agent.core.policy import MIB, ReceiptsPolicy
 from agent.receipts import FILES_MAX, NAME, Receipts, read
 from agent.telemetry import Metrics
 from tests.fakes import FakeClock
+from tests.patience import WITHIN_S
 
 Make = Callable[..., Receipts]
 TOPICS = {"events": "feedback-events", "dead_letters": "feedback-events-dlq"}
@@ -152,7 +153,7 @@ async def test_a_disk_that_hangs_holds_no_stop_up(
     kept = make()
     kept.acked("events", batch("a", 0, 1), 0)
     monkeypatch.setattr(asyncio, "to_thread", hang)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN_S):
         await kept.close()
     released.set()
 
@@ -167,7 +168,7 @@ async def test_files_in_crowds_are_written_before_their_time(
     await asyncio.sleep(0)
     for number in range(4):
         kept.acked("events", batch(f"{number}", 0, 1), 0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN_S):
         while len(ranges(tmp_path)) < 4:  # noqa: ASYNC110 - nobody is told of a write
             await asyncio.sleep(0.01)
     running.cancel()
@@ -177,7 +178,7 @@ async def test_without_them_nothing_is_written(make: Make, tmp_path: Path) -> No
     kept = make(enabled=False)
     kept.acked("events", batch("a", 0, 1), 0)
     kept.spooled("events", batch("a", 0, 1).places, (0, 2))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN_S):
         await kept.run()
     await kept.close()
     assert not on_disk(tmp_path)

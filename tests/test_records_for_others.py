@@ -17,6 +17,7 @@ from confluent_kafka import Message, Producer
 from agent import __version__
 from agent.demo.scene import Topics
 from tests import conftest, real_kafka
+from tests.patience import WITHIN_S
 from tests.running import Agent, append, event_id, feedback, source_of
 
 pytestmark = [
@@ -65,7 +66,7 @@ def kcat(topics: Topics) -> list[Read]:
     form = UNIT.join(("%p", "%o", "%T", "%K", "%k", "%h", "%s")) + RECORD
     command = ["kcat", "-C", "-q", "-e", "-b", topics.bootstrap_servers, "-t", topics.events]
     command += ["-o", "beginning", "-X", "check.crcs=true", "-f", form]
-    done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=WITHIN_S, check=True)
     read = []
     for record in done.stdout.decode().removesuffix(RECORD).split(RECORD):
         partition, offset, at_ms, length, key, headers, value = record.split(UNIT)
@@ -156,7 +157,7 @@ async def librdkafka_partitions(real: Topics, topic: str, keys: list[str]) -> di
     )
     for key in keys:
         producer.produce(topic, key=key, value=b"", on_delivery=note)
-    assert 0 == await asyncio.to_thread(producer.flush, 20)
+    assert 0 == await asyncio.to_thread(producer.flush, WITHIN_S)
     return found
 
 

@@ -20,9 +20,10 @@ from agent.demo.broker import EmbeddedKafka
 from agent.intake import Intake
 from agent.rounds import Rounds
 from agent.scanner import Scanner
+from tests.patience import WITHIN_S
 from tests.running import Agent, feedback, mock_topics
 from tests.running import append as append_lines
-from tests.test_watcher import PATIENCE_S, QUEUED_MAX
+from tests.test_watcher import QUEUED_MAX
 
 INCLUDE = ("*.jsonl",)
 
@@ -48,7 +49,7 @@ class Taker:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until ``holds`` after some scan."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(WITHIN_S):
             while not holds():
                 self._taken.clear()
                 await self._taken.wait()
@@ -56,7 +57,7 @@ class Taker:
     async def scans(self, count: int) -> None:
         for _ in range(count):
             self._taken.clear()
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(WITHIN_S):
                 await self._taken.wait()
 
 
@@ -97,7 +98,7 @@ def watching(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(WITHIN_S):
         while not holds():  # noqa: ASYNC110 - a log and a list have no event
             await asyncio.sleep(0.01)
 

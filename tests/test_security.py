@@ -18,6 +18,7 @@ from agent.clock import SystemClock
 from agent.config.sections import Sasl, Tls
 from agent.credentials import Credentials
 from tests import real_kafka, signed_tokens
+from tests.patience import WITHIN_S
 from tests.running import Agent, append, assert_each_once, feedback
 from tests.secured_kafka import (
     DESCRIBE,
@@ -434,22 +435,22 @@ async def test_a_certificate_that_is_rotated_counts_for_the_next_connection(
     tls = Tls(enabled=True, ca_file=secured.ca, cert_file=own)
     credentials = Credentials(tls, Sasl(), SystemClock())
     address = secured.addresses["MTLS"]
-    async with sending(address, topic, timeout_s=5.0, security=credentials) as node:
+    async with sending(address, topic, timeout_s=30.0, security=credentials) as node:
         node.admit(b"before")
-        await node.until_empty(20)
+        await node.until_empty(WITHIN_S)
         first = (await credentials.current())["ssl_context"]
         replace(own, good.read_bytes())
         node.cut()
         node.admit(b"after")
-        await node.until_empty(20)
+        await node.until_empty(WITHIN_S)
         assert first is not (await credentials.current())["ssl_context"]
         assert (0, []) == (node.retirements, node.heard)
 
         secured.cas.issue(own, "agent", expired=True)
         node.cut()
         node.admit(b"refused")
-        await node.until(lambda: len(node.heard) > 1, 20)
+        await node.until(lambda: len(node.heard) > 1, WITHIN_S)
         replace(own, good.read_bytes())
-        await node.until_empty(20)
+        await node.until_empty(WITHIN_S)
     assert {"tls"} == {heard.reason for heard in node.heard}
     assert {0: [b"before", b"after", b"refused"]} == await arrived(secured.plain, topic)

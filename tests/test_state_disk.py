@@ -27,8 +27,8 @@ from agent.demo.broker import EmbeddedKafka
 from agent.demo.oracle import Verdict
 from agent.demo.scene import Topics
 from agent.spooler import READ_RECORDS
+from tests.patience import WITHIN_S
 from tests.running import (
-    STARTED_WITHIN_S,
     Agent,
     append,
     assert_each_once,
@@ -122,12 +122,12 @@ class Subject(Agent):
 
     def deliver_all(self) -> None:
         """Wait until all that is written and all that was spooled is in Kafka."""
-        self.until(lambda: self.mode() == "live" and not self.behind_bytes(), "live", within_s=40)
+        self.until(lambda: self.mode() == "live" and not self.behind_bytes(), "live")
         self.until(lambda: self.spooled() == 0, "nothing is spooled")
 
     def died_at_start(self) -> bool:
         """Wait until it is dead or has started. Return whether it is dead."""
-        deadline_s = time.monotonic() + STARTED_WITHIN_S
+        deadline_s = time.monotonic() + WITHIN_S
         while not self.dead and not self.log_entries("agent.started"):
             assert time.monotonic() < deadline_s, self.tail()
             time.sleep(0.02)

