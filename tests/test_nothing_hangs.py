@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from agent.database import MAJOR
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics, write_config
 from agent.intake import Intake
+from agent.pipeline import DRAIN_STALL_S
 from agent.spool import Spool
 from agent.store import Store
 from agent.wiring import Threads, Wiring
@@ -45,8 +47,9 @@ QUICK: dict[str, Any] = {
     "breaker": {"cooldown_s": 1},
 }
 """So that a test needs not wait as long as a node does."""
+ENDLESS = {"drain_s": 3600}
+"""A stop that ends at all does not wait for what cannot be."""
 DOWN_S = 5.0
-STOP_WITHOUT_KAFKA_S = 10.0
 
 
 @pytest.fixture
@@ -64,11 +67,11 @@ def sole_line(agent: Agent) -> str:
 # ---- Kafka
 
 
-def test_without_kafka_it_comes_up_says_so_once_and_stops_within_ten_seconds(
+def test_without_kafka_it_comes_up_says_so_once_and_stops(
     tmp_path: Path,
 ) -> None:
     """Restarting would not bring Kafka back, so it is alive; it takes lines in, and says why."""
-    with Agent(tmp_path, NOWHERE, kafka={"start_s": 1}, **QUICK) as agent:
+    with Agent(tmp_path, NOWHERE, agent=ENDLESS, kafka={"start_s": 1}, **QUICK) as agent:
         append(agent.root / "acme/a.jsonl", [feedback(1)])
         agent.start()
         agent.until(lambda: bool(agent.log_entries("kafka.absent_at_start")), "start_s is over")
@@ -84,7 +87,6 @@ def test_without_kafka_it_comes_up_says_so_once_and_stops_within_ten_seconds(
         assert len(agent.log_text().splitlines()) < 15, agent.log_text()
 
         assert 0 == agent.stop()
-        assert agent.took_s < STOP_WITHOUT_KAFKA_S
         assert "Traceback" not in agent.log_text()
 
 
@@ -119,18 +121,18 @@ def test_an_outage_of_all_brokers_loses_nothing_and_sends_nothing_twice(
             append(path, map(feedback, range(begin, begin + 100)))
             time.sleep(DOWN_S / 20)
         embedded.broker_up()
-        agent.until_delivered(3000, within_s=40)
+        agent.until_delivered(3000)
 
         assert 0 == agent.stop()
         assert_each_once(agent, 3000)
         assert len(agent.log_entries("sink.down")) <= 4, agent.tail()
 
 
-def test_sigterm_while_the_brokers_are_down_ends_within_ten_seconds(
+def test_sigterm_while_the_brokers_are_down_does_not_wait_for_them(
     embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
 ) -> None:
     """Nothing can be acknowledged then; the next life goes on from the checkpoints."""
-    with Agent(tmp_path, mock, **QUICK) as agent:
+    with Agent(tmp_path, mock, agent=ENDLESS, **QUICK) as agent:
         path = agent.root / "acme/a.jsonl"
         append(path, map(feedback, range(1000)))
         agent.start()
@@ -139,7 +141,6 @@ def test_sigterm_while_the_brokers_are_down_ends_within_ten_seconds(
         append(path, map(feedback, range(1000, 2000)))
         agent.until(lambda: agent.metric("lines_read_total") == 2000, "read")
         assert 0 == agent.stop()
-        assert agent.took_s < STOP_WITHOUT_KAFKA_S
 
         embedded.broker_up()
         agent.start()
@@ -159,13 +160,13 @@ def test_a_broker_that_never_answers_holds_up_neither_start_nor_stop(
     deaf: str, tmp_path: Path
 ) -> None:
     silent = Topics(deaf, "feedback-events", "feedback-events-dlq")
-    with Agent(tmp_path, silent, kafka={"start_s": 1, "request_timeout_s": 3}, **QUICK) as agent:
+    kafka = {"start_s": 1, "request_timeout_s": 3}
+    with Agent(tmp_path, silent, agent=ENDLESS, kafka=kafka, **QUICK) as agent:
         agent.start()
         agent.until(lambda: bool(agent.log_entries("sink.down")), "sink.down")
         agent.until(lambda: agent.reasons()[:1] == ["events: spooling (unreachable)"], "the reason")
 
         assert 0 == agent.stop()
-        assert agent.took_s < STOP_WITHOUT_KAFKA_S
 
 
 def test_a_second_sigterm_ends_it_at_once(
@@ -181,10 +182,11 @@ def test_a_second_sigterm_ends_it_at_once(
         agent.until(lambda: agent.metric("lines_read_total") == 2, "read")
         agent.signal(signal.SIGTERM)
         agent.until(lambda: bool(agent.log_entries("agent.stopping")), "agent.stopping")
-        time.sleep(0.2)
-        agent.stop(within_s=8)
+        agent.stop()
 
-        assert agent.took_s < 5.5  # to drain it would have waited six
+        said = agent.log_entries("agent.stopping", "agent.stopped")
+        began, ended = (datetime.fromisoformat(entry["at"]) for entry in said)
+        assert (ended - began).total_seconds() < DRAIN_STALL_S, "it waited for Kafka"
         assert "Traceback" not in agent.log_text()
 
 
@@ -407,8 +409,8 @@ def test_a_root_that_may_not_be_read_is_named_and_read_once_it_may(
 
 
 def test_a_line_appended_to_an_idle_file_needs_no_scan(mock: Topics, tmp_path: Path) -> None:
-    """Scans a minute apart: only the kernel's hint can bring it. The bound is generous."""
-    with Agent(tmp_path, mock, source={"scan_s": 60}) as agent:
+    """Scans an hour apart: only the kernel's hint can bring it."""
+    with Agent(tmp_path, mock, source={"scan_s": 3600}) as agent:
         path = agent.root / "acme/a.jsonl"
         append(path, [feedback(1)])
         agent.start()
@@ -416,9 +418,9 @@ def test_a_line_appended_to_an_idle_file_needs_no_scan(mock: Topics, tmp_path: P
         time.sleep(1)
 
         append(path, [feedback(2)])
-        agent.until_delivered(2, within_s=5)
+        agent.until_delivered(2)
         append(agent.root / "acme/new/b.jsonl", [feedback(3)])
-        agent.until_delivered(3, within_s=5)
+        agent.until_delivered(3)
         assert 0 == agent.stop()
         assert [event_id(n) for n in (1, 2, 3)] == sorted(
             record.key.decode() for record in records(mock, mock.events)
@@ -435,7 +437,7 @@ def test_a_stop_ends_though_hundreds_of_apps_write_on(mock: Topics, tmp_path: Pa
             if stopped.is_set():
                 return
 
-    with Agent(tmp_path, mock) as agent, ThreadPoolExecutor(1) as writer:
+    with Agent(tmp_path, mock, agent=ENDLESS) as agent, ThreadPoolExecutor(1) as writer:
         try:
             writer.submit(write)
             agent.start()
@@ -443,7 +445,6 @@ def test_a_stop_ends_though_hundreds_of_apps_write_on(mock: Topics, tmp_path: Pa
             assert 0 == agent.stop()
         finally:
             stopped.set()
-        assert agent.took_s < 5
         assert not agent.log_entries("drain.cut_short"), agent.tail()
 
 
