@@ -22,6 +22,8 @@ IMPATIENT: dict[str, Any] = {
     "breaker": {"cooldown_s": 1, "ack_age_max_s": 1},
 }
 SPOOL_BYTES = 1 << 20
+SLOW_MS = 200
+"""What brokers take for an answer where a test has to meet the agent while it replays."""
 SMALL: dict[str, Any] = {
     "in_flight": {"bytes_max": SPOOL_BYTES},
     "kafka": {"compression": "none"},
@@ -82,9 +84,9 @@ def test_lines_go_through_the_spool_and_live_again_in_order(
             agent.until(lambda: spooled(agent) > 2000, "the spool fills")
             assert agent.behind_bytes() < path.stat().st_size / 2, "files may go"
             embedded.broker_up()
-            agent.until(lambda: agent.mode() == "live", "live again", within_s=40)
+            agent.until(lambda: agent.mode() == "live", "live again")
             assert 0 == agent.metric("spool_records", sink="events")
-        agent.until_delivered(len(written), within_s=40)
+        agent.until_delivered(len(written))
         assert agent.metric("spooled_total", sink="events") == agent.metric(
             "replayed_total", sink="events"
         )
@@ -114,13 +116,13 @@ def test_a_kill_while_spooling_and_a_start_without_kafka_lose_nothing(
             agent.kill()
             agent.start()
             agent.until(lambda: spooled(agent) > before + 500, "nothing of it is gone")
+            embedded.rtt(ALL_BROKERS, SLOW_MS)
             embedded.broker_up()
             agent.until(lambda: agent.mode() == "replaying", "replaying")
             agent.kill()
+            embedded.rtt(ALL_BROKERS, 0)
             agent.start()
-        agent.until(
-            lambda: agent.mode() == "live" and not agent.behind_bytes(), "live", within_s=60
-        )
+        agent.until(lambda: agent.mode() == "live" and not agent.behind_bytes(), "live")
         assert 0 == agent.stop()
         found = verdict(agent)
         assert found.ok, found.examples
@@ -134,7 +136,7 @@ def test_a_stop_while_the_spool_is_replayed_sends_the_rest_of_it(
     with Agent(tmp_path, mock, **IMPATIENT) as agent:
         begin_outage(agent, embedded, 5000)
         agent.until(lambda: not agent.behind_bytes(), "settled by the spool")
-        embedded.rtt(ALL_BROKERS, 50)
+        embedded.rtt(ALL_BROKERS, SLOW_MS)
         embedded.broker_up()
         agent.until(lambda: agent.mode() == "replaying", "replaying")
         append(agent.root / "acme/a.jsonl", map(feedback, range(5000, 5100)))
@@ -181,7 +183,8 @@ def test_a_file_that_is_gone_after_it_was_spooled_arrives(
 def test_a_stop_in_an_outage_reads_all_into_the_spool(
     embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
 ) -> None:
-    with Agent(tmp_path, mock, kafka={"start_s": 1}, **IMPATIENT) as agent:
+    own = {"drain_s": 3600}
+    with Agent(tmp_path, mock, agent=own, kafka={"start_s": 1}, **IMPATIENT) as agent:
         path = agent.root / "acme/a.jsonl"
         append(path, [feedback(0)])
         agent.start()
@@ -192,7 +195,6 @@ def test_a_stop_in_an_outage_reads_all_into_the_spool(
         append(path, map(feedback, range(2, 20_000)))
 
         assert 0 == agent.stop()
-        assert agent.took_s < 10
         assert not agent.log_entries("drain.cut_short"), agent.tail()
         with sqlite3.connect(agent.state_dir / "spool.db") as spool:
             held = spool.execute("SELECT sum(count) FROM spooled_events").fetchone()[0]
@@ -221,6 +223,7 @@ def test_without_a_spool_reading_stops_and_goes_on(
         for begin in range(1, 20_001, 500):
             append(path, map(feedback, range(begin, begin + 500)))
         agent.until(lambda: agent.not_ready() == ["events: unanswered"], "not ready")
+        agent.until(lambda: agent.metric("in_flight_events") >= 500, "in flight is full")
         read = agent.metric("lines_read_total")
         assert 500 <= read < 4000, "one read over the limit at most"
         assert read - 1 == agent.metric("in_flight_events")
@@ -238,12 +241,12 @@ def test_a_full_spool_stops_reading_and_drops_nothing(
     with Agent(tmp_path, mock, spool={"bytes_max": SPOOL_BYTES}, **IMPATIENT, **SMALL) as agent:
         begin_outage(agent, embedded, lines)
         full = ["events: spool full (bytes_max)"]
-        agent.until(lambda: agent.not_ready() == full, "full", within_s=40)
+        agent.until(lambda: agent.not_ready() == full, "full")
         held = agent.metric("spool_bytes", sink="events")
         assert SPOOL_BYTES <= held < 4 * SPOOL_BYTES, "what was in flight comes on top"
         assert agent.behind_bytes() > 0
         embedded.broker_up()
-        agent.until_delivered(lines, within_s=60)
+        agent.until_delivered(lines)
 
         agent.until(lambda: not agent.reasons(), "live")
         assert 0 == agent.stop()
@@ -258,11 +261,11 @@ def test_drop_oldest_drops_the_oldest_and_counts_them_exactly(
     spool = {"bytes_max": 6 * SPOOL_BYTES, "when_full": "drop_oldest"}
     with Agent(tmp_path, mock, spool=spool, **IMPATIENT, **SMALL) as agent:
         begin_outage(agent, embedded, lines)
-        agent.until(lambda: not agent.behind_bytes(), "all read", within_s=60)
+        agent.until(lambda: not agent.behind_bytes(), "all read")
         dropped = agent.metric("spool_dropped_total", sink="events")
         assert dropped > 0
         embedded.broker_up()
-        agent.until_delivered(lines - int(dropped), within_s=60)
+        agent.until_delivered(lines - int(dropped))
 
         agent.until(lambda: agent.mode() == "live", "live")
         assert 0 == agent.stop()
