@@ -39,9 +39,12 @@ from tests.fakes import (
     settle,
     turns,
 )
+from tests.patience import WITHIN_S
 
 PARTITIONS = 3
-TIMEOUT_S = 5.0
+TIMEOUT_S = 30.0
+NOBODY = "127.0.0.1:1"
+"""Where nothing listens; a port that was free a moment ago may be somebody's by now."""
 GZIP = codec("gzip", None)
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 
@@ -124,12 +127,6 @@ async def assert_no_more_than(before: set[asyncio.Task[Any]]) -> None:
     """Compare tasks after the loop had a turn to end those that are cancelled already."""
     await turns(5)
     assert before == asyncio.all_tasks()
-
-
-def closed_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 # ---- the contract
@@ -270,7 +267,7 @@ async def test_nobody_at_the_address_is_unreachable() -> None:
     before = asyncio.all_tasks()
 
     with pytest.raises(SinkUnavailable) as caught:
-        await through_aiokafka(closed_port(), "feedback").connect()
+        await through_aiokafka(NOBODY, "feedback").connect()
 
     assert "unreachable" == caught.value.reason
     await assert_no_more_than(before)
@@ -281,7 +278,7 @@ async def test_a_broker_that_accepts_and_says_nothing_is_given_up_in_time() -> N
     before = asyncio.all_tasks()
     with socket.create_server(("127.0.0.1", 0)) as mute:
         bootstrap = f"127.0.0.1:{mute.getsockname()[1]}"
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(WITHIN_S):
             with pytest.raises(SinkUnavailable):
                 await KafkaSink.connect((bootstrap,), "feedback", client_id="t", timeout_s=0.5)
 
@@ -301,10 +298,10 @@ async def test_close_is_bounded_while_every_broker_is_away(
     done, _ = await asyncio.wait(sends, timeout=1.5)  # long enough for a try to fail
     assert not done
 
-    async with asyncio.timeout(6.0):
+    async with asyncio.timeout(WITHIN_S):
         await sink.close()
 
-    answers = await asyncio.wait_for(asyncio.gather(*sends, return_exceptions=True), 6.0)
+    answers = await asyncio.wait_for(asyncio.gather(*sends, return_exceptions=True), WITHIN_S)
     assert all(isinstance(answer, SinkUnavailable) for answer in answers), answers
     await assert_no_more_than(before)
     del sink, sends, answers, done
@@ -322,7 +319,7 @@ async def test_close_is_bounded_while_a_cancelled_send_is_out(embedded: Embedded
     await asyncio.sleep(0.3)
     send.cancel()
 
-    async with asyncio.timeout(6.0):
+    async with asyncio.timeout(WITHIN_S):
         await sink.close()
     await asyncio.gather(send, return_exceptions=True)
 
@@ -462,7 +459,7 @@ async def test_waiting_for_something_to_do_lets_others_run(node: Node) -> None:
 
 
 async def test_the_topic_is_known_once_connected(node: Node) -> None:
-    await asyncio.wait_for(node.outlet.described.wait(), 1.0)
+    await asyncio.wait_for(node.outlet.described.wait(), WITHIN_S)
 
     assert node.outlet.topic is not None
     assert 12 == node.outlet.topic.partitions
@@ -784,5 +781,5 @@ async def test_a_broken_invariant_in_a_send_ends_run() -> None:
     outlet.admit(batch_of(b"a"))
 
     with pytest.raises(AssertionError, match="settled twice"):
-        await asyncio.wait_for(outlet.run(), 2.0)
+        await asyncio.wait_for(outlet.run(), WITHIN_S)
     await outlet.close()
