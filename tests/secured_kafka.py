@@ -210,6 +210,7 @@ def _settings(run: Path) -> dict[str, str]:
     )
     sasl = "listener.name.sasl"
     return {
+        "log.retention.ms": "-1",  # as in real_kafka.start
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:ANONYMOUS",
         "allow.everyone.if.no.acl.found": "true",
