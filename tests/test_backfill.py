@@ -287,7 +287,7 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(
         append(archive / f"checkout/{name}.jsonl", [nameless(n) for n in range(4000)])
     paths = (archive, "--root", archive)
 
-    ended = interrupted(agent, *paths, "--rate", 5000, by=by, after_bytes=100_000)
+    ended = interrupted(agent, *paths, "--rate", 1000, by=by, after_bytes=100_000)
 
     before = len(records(agent.topics, agent.topics.events))
     assert 0 < before < 12_000, "it ended in the middle"
