@@ -22,6 +22,7 @@ from agent.otlp import LINES_MAX, SPANS_MAX, Exporter
 from agent.otlp_collector import require
 from agent.telemetry import Metrics
 from tests.collector import REJECTED, attributes, collecting, until
+from tests.patience import WITHIN_S
 from tests.running import Agent, append, assert_each_once, feedback, mock_topics
 from tests.tracing import Traced
 
@@ -292,7 +293,7 @@ def test_a_collector_that_never_answers_holds_up_no_end(monkeypatch: pytest.Monk
         monkeypatch.setattr("random.uniform", lambda _low, _high: 0.0)
         with node.exporter:
             until(lambda: collector.calls > 0)
-        node.exporter._thread.join(otlp.TIMEOUT_S)
+        node.exporter._thread.join(WITHIN_S)
 
         assert not node.exporter._thread.is_alive()
 

@@ -17,6 +17,7 @@ from agent.opener import Descriptor, birth_of
 from agent.packed import OPEN_MAX
 from agent.studies import SLICE_BYTES
 from agent.unpacking import Unpacked
+from tests.patience import WITHIN_S
 from tests.test_registry import FILE, World, append, cut, lines, sizes
 from tests.test_strangers import watched
 
@@ -404,7 +405,7 @@ def test_what_was_unpacked_again_is_not_read(world: World, pack: Pack) -> None:
     life = world.restart()
     watched(world, life)
     subprocess.run(
-        ["gzip" if packed.suffix == ".gz" else "zstd", "-qd", packed], check=True, timeout=9
+        ["gzip" if packed.suffix == ".gz" else "zstd", "-qd", packed], check=True, timeout=WITHIN_S
     )
     packed.unlink(missing_ok=True)
 

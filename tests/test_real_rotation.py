@@ -25,6 +25,7 @@ import pytest
 
 from agent.core.continuation import CONTINUE_BYTES_MIN
 from agent.demo.broker import ALL_BROKERS, EmbeddedKafka
+from tests.patience import WITHIN_S
 from tests.running import Agent, append, event_id, feedback, mock_topics, records
 
 ROUNDS = int(os.environ.get("FEEDBACK_AGENT_ROTATION_ROUNDS", "2"))
@@ -33,7 +34,7 @@ CLIENTS = ("checkout", "search")
 EVENTS_MAX = 400
 """In flight: what one kill may send twice."""
 SCAN_S = 0.4
-DELIVERED_WITHIN_S = 45.0
+DELIVERED_WITHIN_S = 120.0
 """A file that may be a copy is looked at for 10 s before it is read in full."""
 KEPT = 4
 FIRST = 10_000
@@ -173,7 +174,7 @@ class Program:
             chosen, ending = self._draw.choice(plain), self._draw.choice([*PACKERS])
             if chosen.stat().st_size < CONTINUE_BYTES_MIN:
                 self._too_short |= {*chosen.read_bytes().splitlines()}
-            subprocess.run([*PACKERS[ending], chosen], check=True, timeout=20)
+            subprocess.run([*PACKERS[ending], chosen], check=True, timeout=WITHIN_S)
             # What was written a moment ago is read before the next copy of it: a copy that is met
             # before its original was read is nobody's yet, and sent twice.
             time.sleep(SCAN_S)
@@ -421,7 +422,7 @@ def test_logrotate_under_a_live_writer_loses_nothing(
                 time.sleep(1.1)  # a dateext of its own
                 with pausing:
                     command = [str(LOGROTATE), "-f", "-s", str(state), str(rules)]
-                    subprocess.run(command, check=True, timeout=20)
+                    subprocess.run(command, check=True, timeout=WITHIN_S)
         finally:
             done.set()
             writer.join()
@@ -466,10 +467,10 @@ def test_what_logrotate_compresses_arrives_whoever_comes_and_goes(
                     written += 60
                 for _ in range(turn):
                     time.sleep(1.1)  # a dateext of its own
-                    subprocess.run(command, check=True, timeout=20)
+                    subprocess.run(command, check=True, timeout=WITHIN_S)
                 agent.start()
             time.sleep(1.1)
-            subprocess.run(command, check=True, timeout=20)
+            subprocess.run(command, check=True, timeout=WITHIN_S)
 
         def missing() -> set[bytes]:
             return set(ids(range(written))) - set(arrived(agent))

@@ -27,6 +27,7 @@ from agent.opener import Descriptor
 from agent.operator.status import running
 from agent.operator.status.stopped import remembered
 from agent.store import Store
+from tests.patience import WITHIN_S
 from tests.running import NOWHERE, Agent, append, feedback, mock_topics
 
 LINE = feedback(1)
@@ -281,7 +282,7 @@ def test_watch_draws_in_place_on_a_terminal_and_ends_well_on_ctrl_c(tmp_path: Pa
         while said.count(b"acme/a.jsonl") < 2:
             said += os.read(ours, 65536)
         watching.send_signal(signal.SIGINT)
-        assert 0 == watching.wait(timeout=20)
+        assert 0 == watching.wait(timeout=WITHIN_S)
     os.close(ours)
 
     assert b"\x1b[?1049h" in said  # a screen of its own, and so what was there comes back
@@ -297,6 +298,6 @@ def test_watch_without_a_terminal_prints_one_after_the_other(tmp_path: Path) -> 
         while sum(b"acme/a.jsonl" in line for line in lines) < 2:
             lines.append(watching.stdout.readline())
         watching.send_signal(signal.SIGINT)
-        assert 0 == watching.wait(timeout=20)
+        assert 0 == watching.wait(timeout=WITHIN_S)
 
     assert b"\x1b" not in b"".join(lines)
