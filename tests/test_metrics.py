@@ -238,11 +238,7 @@ def test_an_outage_shows_in_the_breaker_the_buffers_and_the_bytes_at_risk(tmp_pa
         agent.until(lambda: agent.metric("spool_records", sink="events") == 500, "spooled")
         agent.until(lambda: agent.metric("breaker_state", sink="events", state="closed") == 0, "")
 
-        states = [
-            agent.metric("breaker_state", sink="events", state=state)
-            for state in ("closed", "open", "half_open")
-        ]
-        assert 1 == sum(states)
+        assert 1 == agent.metric("breaker_state", sink="events"), "of all states, at one time"
         spooled = agent.metric("spool_bytes", sink="events")
         assert 0 < spooled
         agent.until(lambda: agent.metric("lag_bytes") == 0, "a scan that saw the watermark")
