@@ -289,7 +289,7 @@ def browse(work: Path, url: str, *options: str) -> str:
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
                "--disable-background-networking", f"--user-data-dir={work}/browser",
                *options, url]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout + done.stderr
 
 
