@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,7 +27,15 @@ import pytest
 from agent.core.continuation import CONTINUE_BYTES_MIN
 from agent.demo.broker import ALL_BROKERS, EmbeddedKafka
 from tests.patience import WITHIN_S
-from tests.running import Agent, append, event_id, feedback, mock_topics, records
+from tests.running import (
+    Agent,
+    append,
+    event_id,
+    feedback,
+    mock_topics,
+    records,
+    source_of,
+)
 
 ROUNDS = int(os.environ.get("FEEDBACK_AGENT_ROTATION_ROUNDS", "2"))
 STEPS = 16
@@ -36,6 +45,7 @@ EVENTS_MAX = 400
 SCAN_S = 0.4
 DELIVERED_WITHIN_S = 120.0
 """A file that may be a copy is looked at for 10 s before it is read in full."""
+BEGUN_WITHIN_S = 10.0
 KEPT = 4
 FIRST = 10_000
 """Numbers of one width, so that lines may be of one length."""
@@ -107,6 +117,7 @@ class Program:
         self._agent = agent
         self.books = Books(agent, alike=self._draw.random() < 0.5)
         self._running = False
+        self._cut: dict[str, int] = {}  # by source: the generation that a truncation began
         self.kills = 0
         self._too_short: set[bytes] = set()  # lines of files too short to be known for copies
         self.said: list[str] = []
@@ -202,6 +213,7 @@ class Program:
             return
         with path.open("ab") as log:
             to = self._shift(path)
+            self._begun(path)
             if log.tell() < CONTINUE_BYTES_MIN:
                 self._too_short |= {*path.read_bytes().splitlines()}
             shutil.copyfile(path, to)
@@ -215,6 +227,19 @@ class Program:
                         for _ in range(self._draw.choice([1, 30, 150]))
                     )
                 )
+
+    def _begun(self, path: Path) -> None:
+        """Give a slow machine time to read something of what ``path`` holds before it is copied.
+
+        A copy that is met before that is nobody's yet, and sent twice (docs/delivery.md).
+        """
+        if not self._running or path.stat().st_size < CONTINUE_BYTES_MIN:
+            return
+        source = source_of(path)
+        ends_s = time.monotonic() + BEGUN_WITHIN_S
+        while time.monotonic() < ends_s and not begun(self._agent, path, self._cut.get(source, 0)):
+            time.sleep(0.05)
+        self._cut[source] = generation(self._agent, path) + 1
 
     def _delete(self, path: Path) -> None:
         if path.exists():
@@ -247,6 +272,23 @@ class Program:
 
     def _linger(self) -> None:
         time.sleep(self._draw.choice([0.0, 0.02, 0.2, 0.6]))
+
+
+def followed(agent: Agent, path: Path) -> dict[str, Any]:
+    """Return what ``agent`` says of the file at ``path``, nothing where it has not met it."""
+    source = source_of(path)
+    rows: list[dict[str, Any]] = agent.status()["files"]
+    return next((row for row in rows if row["source"] == source), {})
+
+
+def generation(agent: Agent, path: Path) -> int:
+    return int(followed(agent, path).get("generation", 0))
+
+
+def begun(agent: Agent, path: Path, number: int) -> bool:
+    """Return whether ``agent`` has settled enough of generation ``number`` to know a copy of it."""
+    row = followed(agent, path)
+    return bool(row) and row["generation"] >= number and row["watermark"] >= CONTINUE_BYTES_MIN
 
 
 def numbered(path: Path, n: int, packed: str = "") -> Path:
@@ -418,8 +460,11 @@ def test_logrotate_under_a_live_writer_loses_nothing(
         writer = threading.Thread(target=write)
         writer.start()
         try:
-            for _ in range(TURNS):
+            for turn in range(TURNS):
                 time.sleep(1.1)  # a dateext of its own
+                # A copy that is met before anything of its original was read is sent twice.
+                for cut in (path for mode, path in paths.items() if "copytruncate" in mode):
+                    agent.until(lambda p=cut, n=turn: begun(agent, p, n), "begun")  # type: ignore[misc]
                 with pausing:
                     command = [str(LOGROTATE), "-f", "-s", str(state), str(rules)]
                     subprocess.run(command, check=True, timeout=WITHIN_S)
