@@ -35,7 +35,7 @@ def doctor(work: Path, names: Names, **kafka: Any) -> dict[tuple[str, str], dict
     """Return what it finds, by check and subject."""
     file = work / "config.yaml"
     (work / "feedback").mkdir(exist_ok=True)
-    section = {"request_timeout_s": 5, **kafka}
+    section = {"request_timeout_s": 30, **kafka}
     write_config(file, work / "feedback", work / "state", names, kafka=section)
     done = CliRunner().invoke(main, ["doctor", "--json", "--config", str(file)])
     said = json.loads(done.stdout)
