@@ -41,6 +41,7 @@ from agent.core.decode import Decoded, Decoder
 from agent.core.deletion import rotated
 from agent.core.policy import SchemaPolicy
 from agent.writer import AsyncFeedbackWriter, FeedbackHandler, FeedbackWriter, Refused
+from tests.patience import WITHIN_S
 from tests.test_queue import fill, tmpfs  # noqa: F401 - a fixture
 
 MODULE = Path(writer.__file__)
@@ -447,7 +448,7 @@ def test_threads_share_a_file_and_tear_no_line(directory: Path) -> None:
         for n in range(200):
             assert w.write(numbered(thread * 1000 + n, PAD * (n % 7)))
 
-    with FeedbackWriter(directory, rotate_bytes=200_000) as w:
+    with FeedbackWriter(directory, rotate_bytes=200_000, wait_s=WITHIN_S) as w:
         threads = [threading.Thread(target=write, args=(number,)) for number in range(16)]
         for thread in threads:
             thread.start()
@@ -700,7 +701,7 @@ async def test_the_asyncio_one_writes_all_in_order(directory: Path) -> None:
     async with AsyncFeedbackWriter(directory, rotate_bytes=20_000) as w:
         for n in range(200):
             assert w.write(numbered(n, PAD))
-        assert await w.flush()
+        assert await w.flush(WITHIN_S)
         assert list(range(200)) == numbers(directory)
         assert w.write(numbered(200))
     assert list(range(201)) == numbers(directory)
@@ -714,7 +715,7 @@ async def test_a_disk_that_hangs_fills_the_queue_and_holds_nobody_up(directory: 
         taken = [n for n in range(200) if w.write(numbered(n, PAD))]
         assert 30 < len(taken) < 50
         assert not await w.flush(timeout_s=0.01)
-    assert await w.flush()
+    assert await w.flush(WITHIN_S)
     assert 200 - len(taken) == w.stats()["refused_queue"]
     await asyncio.to_thread(w.close)
     assert taken == numbers(directory)
