@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from agent.demo.broker import EmbeddedKafka
 from tests import real_kafka, secured_kafka
@@ -20,7 +20,13 @@ SECURED = "secured"
 
 
 # How long an example takes says more of the machine than of the code: no test fails for that.
-settings.register_profile("feedback-agent", deadline=None, print_blob=True, max_examples=EXAMPLES)
+settings.register_profile(
+    "feedback-agent",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+    max_examples=EXAMPLES,
+)
 settings.load_profile("feedback-agent")
 
 
