@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import WITHIN_S
+
 _MOUNT = (
     'mount -t overlay overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work,userxattr"'
     ' "$1/merged" && echo mounted && exec cat'
@@ -34,7 +36,7 @@ class Overlay:
     def run(self, *command: str, text: bytes = b"") -> bytes:
         """Run a command where ``merged`` is; return what it printed."""
         done = subprocess.run(
-            [*self.prefix, *command], input=text, capture_output=True, check=False, timeout=10
+            [*self.prefix, *command], input=text, capture_output=True, check=False, timeout=WITHIN_S
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
