@@ -164,12 +164,6 @@ def committed(agent: Agent) -> None:
     agent.until(lambda: agent.metric("in_flight_events") == 0, "all is on disk")
 
 
-def noted(agent: Agent) -> None:
-    """Wait for the receipts too, which are written ``SOON``; nobody is told of it."""
-    committed(agent)
-    time.sleep(1)
-
-
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Agent, Kafka]]:
     """Yield an agent that has shipped all there is, and its broker. Nothing of it may change."""
@@ -318,7 +312,7 @@ def test_what_is_in_the_spool_is_pending_until_it_is_replayed(
     with Agent(tmp_path, NOWHERE, receipts=SOON, kafka=away) as agent:
         write(agent)
         agent.start()
-        noted(agent)
+        committed(agent)
         running = verdict(agent, "--consumer-config", str(reader))
         agent.kill()
         stopped = verdict(agent, "--consumer-config", str(reader))
@@ -326,7 +320,7 @@ def test_what_is_in_the_spool_is_pending_until_it_is_replayed(
     with Agent(tmp_path, topics, receipts=SOON) as agent:
         agent.start().until_delivered(2 * LINES, 2)
         agent.until(lambda: agent.mode() == "live", "replayed")
-        noted(agent)
+        committed(agent)
         replayed = verdict(agent)
         agent.stop()
         after = verdict(agent)
