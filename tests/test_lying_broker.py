@@ -26,7 +26,7 @@ BATCHES = 7
 LATE_S = 2.0
 TIMEOUT_S = 1.5
 NOT_LEADER, TOPIC_MISSING = 6, 3
-SLACK_S = 1.0  # two cores, many tests
+SILENT_S = 3.0  # a timeout that no pause of the machine is taken for
 
 
 @dataclass
@@ -216,14 +216,14 @@ async def test_one_silent_broker_stalls_the_others_for_one_timeout_at_most(
 ) -> None:
     """It accepts connections and requests and answers none, metadata included."""
     place, slowest_s = embedded_place, 0.0
-    async with place.sending() as node:
+    async with place.sending(SILENT_S) as node:
         for partition in range(PARTITIONS):
             node.admit(b"first %d" % partition, partition=partition)
         await node.until_empty(WITHIN_S)
 
         place.proxy.silence(place.bootstrap.split(",")[0])
         node.admit(b"stuck")
-        for n in range(8):
+        for n in range(14):
             began_s = time.monotonic()
             values = {p: b"%d of %d" % (n, p) for p in (1, 2)}
             for partition, value in values.items():
@@ -236,7 +236,7 @@ async def test_one_silent_broker_stalls_the_others_for_one_timeout_at_most(
         await node.until_empty(WITHIN_S)
 
         assert ([], 0) == (node.heard, node.retirements)
-    assert slowest_s <= TIMEOUT_S + SLACK_S
+    assert slowest_s < 2 * SILENT_S
     await place.assert_delivered(node)
 
 
@@ -284,6 +284,7 @@ async def test_a_partition_nobody_leads_is_not_asked_about_without_a_pause(
         embedded.fail(PRODUCE, NOT_LEADER)  # a first reason to ask
         before = proxy.asked[METADATA]
         node.admit(b"1")
+        await node.until(lambda: proxy.asked[METADATA] > before, WITHIN_S)
         await asyncio.sleep(2.0)
         asked = proxy.asked[METADATA] - before
 
@@ -291,7 +292,7 @@ async def test_a_partition_nobody_leads_is_not_asked_about_without_a_pause(
         embedded.leader(place.topic, 0, 2)
         await node.until_empty(WITHIN_S)
         assert ([], 0) == (node.heard, node.retirements)
-    assert 1 <= asked <= 10
+    assert asked <= 40, "hundreds, without a pause"
     await place.assert_delivered(node)
 
 
@@ -307,7 +308,7 @@ async def test_a_batch_that_no_answer_names_does_not_wait_for_ever_beside_busy_o
         await node.until_empty(WITHIN_S)
         place.proxy.lie(Lie(lambda answer: framed(answer[:4] + NOISE["about_nothing"])))
         node.admit(b"forgotten")
-        for n in range(60):
+        for n in range(240):
             await asyncio.sleep(0.25)
             if b"forgotten" in node.settled:
                 break
