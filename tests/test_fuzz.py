@@ -14,7 +14,7 @@ from agent.core import decode, lines, redact
 from tests.fuzz import decoder, redactor, splitter
 
 EXAMPLES = int(os.environ.get("FEEDBACK_AGENT_FUZZ_EXAMPLES", "300"))
-pytestmark = pytest.mark.timeout(120 + EXAMPLES // 20)
+pytestmark = pytest.mark.timeout(300 + EXAMPLES // 20)
 MANY = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 
 FILES = st.lists(

@@ -23,7 +23,7 @@ from tests.running import Agent, append, feedback, mock_topics
 from tests.test_opener import descriptors
 
 FILES = int(os.environ.get("FEEDBACK_AGENT_MANY_FILES", "3000"))
-pytestmark = pytest.mark.timeout(120 + FILES // 50)
+pytestmark = pytest.mark.timeout(300 + FILES // 50)
 CLIENTS = 20
 FILE_BYTES_MAX = 1024
 """Of memory for each known file: the fourth invariant."""

@@ -29,7 +29,7 @@ PLANTED_WITHIN = 300
 
 
 @pytest.mark.parametrize("share", range(SHARES))
-@pytest.mark.timeout(120 + PROGRAMS)
+@pytest.mark.timeout(300 + PROGRAMS)
 def test_no_program_over_real_files_breaks_an_invariant(tmp_path: Path, share: int) -> None:
     """Each program is its seed: ``RealProgram(seed, directory).run()`` runs a failing one again."""
     continued = 0
