@@ -4,6 +4,7 @@ Builders outlive chunks, so twelve partitions do not mean twelve small batches a
 only, but for ``Builders.one`` and ``Builders.fits``.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -69,6 +70,7 @@ class Builders:
         self._partitioned = partitioner != "none"
         self._open: dict[int, wire.Builder] = {}  # by partition, _ONLY for the only one
         self._sticky_turn = 0
+        self._rests_until_s = -math.inf
         self._destination = destination
         self._span: ChunkSpan | None = None  # of the chunk that is being filled in
         self.partitions = 1
@@ -105,13 +107,16 @@ class Builders:
                 self._pace.sealed(builder.count, full=True)
                 self._seal(at)
 
-    def seal_due(self, now_s: float) -> None:
-        """Seal what has been open for its window."""
+    def seal_due(self, now_s: float, *, quiet: bool) -> None:
+        """Seal what has been open for its window; where ``quiet``, since nothing more is there to
+        be read, everything, unless others left less than a window ago."""
         window_s = self._pace.window_s(len(self._open))
+        rested = quiet and now_s >= self._rests_until_s
         for at, builder in [*self._open.items()]:
-            if now_s - builder.opened_at_s >= window_s:
+            if rested or now_s - builder.opened_at_s >= window_s:
                 self._pace.sealed(builder.count, full=False)
                 self._seal(at)
+                self._pace.rest_s, self._rests_until_s = window_s, now_s + window_s
 
     def seal_all(self) -> None:
         """Seal everything as it is; that there was no room for more says nothing of the load."""
@@ -119,11 +124,16 @@ class Builders:
             self._seal(at)
 
     def due_in_s(self, now_s: float) -> float | None:
-        """Return how long until the next window ends, None if nothing is open."""
+        """Return how long until something may be due, None if nothing is open."""
         if not self._open:
             return None
         oldest_s = min(builder.opened_at_s for builder in self._open.values())
-        return max(0.0, oldest_s + self._pace.window_s(len(self._open)) - now_s)
+        ends_s = oldest_s + self._pace.window_s(len(self._open))
+        return max(0.0, min(ends_s, self._rests_until_s) - now_s)
+
+    def rest_in_s(self, now_s: float) -> float:
+        """Return how long until what has no company may leave."""
+        return max(0.0, self._rests_until_s - now_s)
 
     @property
     def open(self) -> int:
@@ -202,9 +212,9 @@ class Stream:
         self.kafka.begin(span)
         self.tail.begin(span)
 
-    def seal_due(self, now_s: float) -> None:
-        self.kafka.seal_due(now_s)
-        self.tail.seal_due(now_s)
+    def seal_due(self, now_s: float, *, quiet: bool) -> None:
+        self.kafka.seal_due(now_s, quiet=quiet)
+        self.tail.seal_due(now_s, quiet=quiet)
 
     def seal_all(self) -> None:
         self.kafka.seal_all()

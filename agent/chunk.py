@@ -181,11 +181,16 @@ class Chunker:
             span.lap("encode")
             span.filled(rows[0][0].start, rows[-1][0].end, len(records))
 
-    def seal_due(self) -> Sealed:
-        """Return what is full, or has waited long enough, since the last call."""
-        now_s = self._clock.monotonic()
-        self.events.seal_due(now_s)
-        self.dead_letters.seal_due(now_s)
+    def now_s(self) -> float:
+        return self._clock.monotonic()
+
+    def seal_due(self, now_s: float, *, quiet: bool) -> Sealed:
+        """Return what is full, or had waited long enough at ``now_s``, since the last call.
+
+        ``quiet``: nothing more is there to be read, so nothing is sure to join what is open.
+        """
+        self.events.seal_due(now_s, quiet=quiet)
+        self.dead_letters.seal_due(now_s, quiet=quiet)
         return self._take()
 
     def seal_all(self) -> Sealed:
@@ -199,6 +204,11 @@ class Chunker:
         now_s = self._clock.monotonic()
         due = [stream.due_in_s(now_s) for stream in (self.events, self.dead_letters)]
         return min((s for s in due if s is not None), default=idle_s)
+
+    def rest_in_s(self) -> float:
+        """Return how long lines that are read from now on would have to wait for others to leave
+        with, after those that left last."""
+        return self.events.lines.rest_in_s(self._clock.monotonic())
 
     def _take(self) -> Sealed:
         """Collect what was sealed; what its topic would refuse for its size goes another way."""

@@ -27,6 +27,9 @@ from agent.spooler import Replayed, Spooler
 IDLE_S = 60.0
 """How long to sleep when nothing is open, ready or hinted; any hint ends it."""
 
+REST_MAX_S = 0.05
+"""So long a file may grow unread, and the kernel's queue of hints, which has 16,384 of them."""
+
 FINISH_LOOK_S = 0.05
 """How long a stop waits at a time for room, or for a descriptor."""
 
@@ -48,13 +51,15 @@ class Orders(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What one turn in the worker made. ``wait_s`` is 0.0 while there is more to read."""
+    """What one turn in the worker made. ``wait_s`` is 0.0 while there is more to read; what is read
+    within ``rest_s`` would not leave earlier."""
 
     harvester: Harvester | None
     chunk: Chunk | None
     sealed: Sealed
     changes: Changes
     wait_s: float
+    rest_s: float
 
 
 class Worker:
@@ -63,12 +68,12 @@ class Worker:
     def __init__(self, sources: Sources, chunker: Chunker, pace: Pace) -> None:
         self.sources = sources
         self.chunker = chunker
-        self._pace = pace
+        self.pace = pace
         self.streams = chunker.events, chunker.dead_letters
 
     def turn(self, orders: Orders) -> Turn:
         """Take what is replayed; read a chunk of the next file that is ready; seal what is due."""
-        sources, chunker = self.sources, self.chunker
+        sources, chunker, now_s = self.sources, self.chunker, self.chunker.now_s()
         chunk: Chunk | None = None
         harvester: Harvester | None = None
         for stream, direct, rows in zip(self.streams, orders.direct, orders.replayed, strict=True):
@@ -87,15 +92,15 @@ class Worker:
                 sources.clients.read(harvester.base.client, chunk.lines)
             made = (0, 0) if chunk is None else (chunk.rejected, chunk.lines)
             sources.turns.charge(followed, harvester.read_bytes, *made)
-            self._pace.behind = harvester.more
+            self.pace.behind = harvester.more
             if harvester.more:
                 sources.again(followed)
-        sealed = chunker.seal_due()
+        ready_in_s = sources.wait_s(IDLE_S) if orders.read else IDLE_S
+        sealed = chunker.seal_due(now_s, quiet=ready_in_s > 0 and not any(orders.replayed))
         changes = sources.registry.take()
-        wait_s = chunker.due_in_s(IDLE_S)
-        if orders.read:
-            wait_s = min(wait_s, sources.wait_s(IDLE_S))
-        return Turn(harvester, chunk, sealed, changes, wait_s)
+        wait_s = min(chunker.due_in_s(IDLE_S), ready_in_s)
+        rest_s = min(chunker.rest_in_s(), wait_s, REST_MAX_S)
+        return Turn(harvester, chunk, sealed, changes, wait_s, rest_s)
 
 
 class InWorker(Protocol):
@@ -139,6 +144,11 @@ class Intake:
     def remembered(self) -> Container[int]:
         """Return the inodes of what is followed, or was and may come back."""
         return self._worker.sources.registry.inodes
+
+    @property
+    def rest_s(self) -> float:
+        """Return how far apart hints need to come: nothing would leave earlier."""
+        return min(self._worker.pace.rest_s, REST_MAX_S)
 
     def hint(self, path: str | None) -> None:
         """Take a hint that ``path``, or anything, was written to.
@@ -261,6 +271,9 @@ class Intake:
         self._woken.clear()
         turn = await self.turn()
         wait_s = wait_max_s if turn is None else min(turn.wait_s, wait_max_s)
+        if turn is not None and turn.rest_s > 0 and not self._stopping:
+            await asyncio.sleep(turn.rest_s)
+            wait_s -= turn.rest_s
         if wait_s > 0:
             await wait_event(self._woken, wait_s)
         return turn

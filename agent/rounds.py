@@ -51,7 +51,12 @@ class Rounds:
         self._clock = clock
         self._problem: Problem | None = None  # of the watcher, as last said
         self._hinted = asyncio.Event()
-        self._watcher = Watcher(root, on_data=intake.hint, on_change=self._hinted.set)
+        self._watcher = Watcher(
+            root,
+            on_data=intake.hint,
+            on_change=self._hinted.set,
+            rest_s=lambda: intake.rest_s,
+        )
 
     async def run(self) -> None:
         while True:

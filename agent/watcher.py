@@ -2,9 +2,9 @@
 
 Two sources. What is created, moved or deleted in the root itself comes through watchdog. Data, and
 names in the directories that a scan has met, come through an inotify descriptor of our own: so what
-is watched is bounded as the scan is. It is damped: after its first event nobody listens for
-``damp_s``, then everything that piled up is taken at once and each file is named once. A file
-written ten thousand times a second so costs as much as one written two hundred times. Nothing runs
+is watched is bounded as the scan is. It is damped: the first event is taken at once, then nobody
+listens for ``rest_s``, and what piled up is taken together and each file named once. A file
+written ten thousand times a second so costs as much as one written a hundred times. Nothing runs
 while nothing happens.
 """
 
@@ -58,7 +58,7 @@ class Watcher:
             surrogate-escaped as ``os.fsdecode`` does; or ``EVERYTHING``.
         on_change: something was created, moved or deleted, or a new watch may have come too late
             for it: scan soon.
-        damp_s: seconds between the first event and the callbacks for all that came meanwhile.
+        rest_s: how long nobody listens after what was taken.
 
     Lifetime: ``start`` as often as it takes; it does nothing while running. ``close`` ends the
     three threads of watchdog, waits for them, and may be followed by ``start``.
@@ -70,17 +70,17 @@ class Watcher:
         *,
         on_data: Callable[[str | None], None],
         on_change: Callable[[], None],
-        damp_s: float = 0.005,
+        rest_s: Callable[[], float],
     ) -> None:
         self._root = root
         self._on_data = on_data
         self._on_change = on_change
-        self._damp_s = damp_s
+        self._rest_s = rest_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifecycle: Lifecycle | None = None
         self._fd = -1
         self._watched: dict[int, str] = {}  # watch descriptor -> directory
-        self._drain_later: asyncio.TimerHandle | None = None
+        self._listen_later: asyncio.TimerHandle | None = None
         self._problem: Problem | None = None
         self._overflow_until_s = 0.0
 
@@ -110,7 +110,7 @@ class Watcher:
             return
         if inotify.is_remote(self._root):
             self._problem = "remote_filesystem"
-        loop.add_reader(self._fd, self._readable)
+        self._listen()
         self.watch_directory("")
 
     def watch_all(self, directories: Collection[str]) -> None:
@@ -153,9 +153,9 @@ class Watcher:
 
     def close(self) -> None:
         """Stop. No callback comes after it returns."""
-        if self._drain_later:
-            self._drain_later.cancel()
-            self._drain_later = None
+        if self._listen_later:
+            self._listen_later.cancel()
+            self._listen_later = None
         if self._fd >= 0:
             assert self._loop is not None
             self._loop.remove_reader(self._fd)
@@ -182,20 +182,24 @@ class Watcher:
                 del self._watched[wd]
                 inotify.remove_watch(self._fd, wd)  # fails where the kernel was first
 
+    def _listen(self) -> None:
+        assert self._loop is not None
+        self._listen_later = None
+        self._loop.add_reader(self._fd, self._readable)
+
     def _readable(self) -> None:
         assert self._loop is not None
         self._loop.remove_reader(self._fd)
-        self._drain_later = self._loop.call_later(self._damp_s, self._drain)
+        self._listen_later = self._loop.call_later(self._rest_s(), self._listen)
+        self._drain()
 
     def _drain(self) -> None:
         assert self._loop is not None
-        self._drain_later = None
         heard = _Heard()
         for wd, mask, name in inotify.pending(self._fd):
             heard.take(self._watched.get(wd), mask, name)
             if mask & inotify.IN_IGNORED:
                 self._watched.pop(wd, None)
-        self._loop.add_reader(self._fd, self._readable)
         if heard.lost:
             self._overflow_until_s = self._loop.time() + OVERFLOW_QUIET_S
         hints = [*heard.written, EVERYTHING] if heard.lost else heard.written

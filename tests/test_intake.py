@@ -1,5 +1,7 @@
 """When the intake may read: room, and the seam between the spool and Kafka."""
 
+import math
+
 import pytest
 
 from agent.core.seam import Mode
@@ -31,12 +33,19 @@ def turn(world: World) -> bool:
     return done == [True]
 
 
+def others_have_just_left(world: World) -> None:
+    """Let what is read from now on wait for its window."""
+    for stream in world.node.worker.streams:
+        stream.tail._rests_until_s = math.inf
+
+
 def test_the_last_lines_of_the_tail_go_before_any_other(world: World) -> None:
     """The spool is empty and Kafka answers, but the tail has an open batch: a line that went to
     Kafka now would overtake the one in it (invariant 3)."""
     node = world.node
     world.disk.append("acme/a.jsonl", 1)
     node.sources.apply(world.disk.scan())
+    others_have_just_left(world)
     world.undisturbed(lambda: node.intake._turn(TO_TAIL))
     assert (Mode.LIVE, 1) == (node.ways[0].mode, node.worker.streams[0].tail.open)
     world.disk.append("acme/a.jsonl", 1)
@@ -77,6 +86,7 @@ def test_a_turn_without_rows_wakes_no_spooler(world: World) -> None:
     node = world.node
     world.disk.append("acme/a.jsonl", 1)
     node.sources.apply(world.disk.scan())
+    others_have_just_left(world)
     for way in node.ways:
         way._woken.clear()
 

@@ -34,6 +34,7 @@ class Taker:
     def __init__(self) -> None:
         self.known: set[FileKey] = set()
         self.remembered: Container[int] = ()
+        self.rest_s = 0.005
         self.sizes: dict[str, int] = {}
         self.hinted: list[str | None] = []
         self.rounds: Rounds

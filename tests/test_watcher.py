@@ -61,12 +61,12 @@ class Watched:
         self.listener = Listener()
         self.watcher = self.of(root)
 
-    def of(self, root: Path, damp_s: float = 0.005) -> Watcher:
+    def of(self, root: Path, rest_s: float = 0.005) -> Watcher:
         return Watcher(
             root,
             on_data=self.listener.on_data,
             on_change=self.listener.on_change,
-            damp_s=damp_s,
+            rest_s=lambda: rest_s,
         )
 
     def start(self) -> None:
@@ -108,7 +108,7 @@ async def test_a_truncation_is_a_data_hint(watched: Watched) -> None:
 async def test_a_hot_file_is_named_once_for_all_that_came_meanwhile(tmp_path: Path) -> None:
     """500 writes within one damping: one hint each for two files, not five hundred."""
     watched = Watched(tmp_path)
-    watched.watcher = watched.of(tmp_path, damp_s=0.3)
+    watched.watcher = watched.of(tmp_path, rest_s=0.3)
     watched.start()
     await watched.listener.quiet()
     watched.append("seed.jsonl")
@@ -343,7 +343,7 @@ async def test_a_callback_may_close_the_watcher(tmp_path: Path) -> None:
         heard.append(path)
         watching.close()
 
-    watching = Watcher(tmp_path, on_data=closing, on_change=lambda: None, damp_s=0.1)
+    watching = Watcher(tmp_path, on_data=closing, on_change=lambda: None, rest_s=lambda: 0.1)
     watching.start(asyncio.get_running_loop())
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_bytes(b"{}\n")

@@ -1,11 +1,12 @@
 """When a batch is full. Pure: the builders ask, time and acknowledgements come in as numbers.
 
 Under a backlog lines come from what is far behind anyway, so batches are given the time to fill:
-each costs the event loop as much as hundreds of its lines. When it is quiet a line waits
-``age_min_s``. In between the window widens with what Kafka can take: a batch that
-leaves while its predecessor is still on its way waits in a queue anyway, so waiting for
-company costs nothing; and small batches a second are bounded, since each one costs this
-node and the brokers about as much as a hundred lines.
+each costs the event loop as much as hundreds of its lines. When nothing more is there to be read a
+line leaves at once, unless others left less than a window ago: then it waits for the rest of it,
+and what comes meanwhile leaves with it. The window is ``age_min_s`` at least. It widens with what
+Kafka can take: a batch that leaves while its predecessor is still on its way waits in a queue
+anyway, so waiting for company costs nothing; and small batches a second are bounded, since each
+one costs this node and the brokers about as much as a hundred lines.
 """
 
 from agent.core.ledger import Chunk
@@ -14,6 +15,8 @@ from agent.core.policy import BatchPolicy
 from agent.core.tracing import BatchSpan, Outcome
 
 BATCHES_PER_S_MAX = 600.0
+BATCHES_MIN = 2
+"""So many may leave with each ``age_min_s``: who asks for a short one pays for it."""
 BEHIND_S = 0.1
 """What a batch is open for while more waits to be read than one read takes."""
 _SMOOTHING = 0.2
@@ -73,7 +76,10 @@ class Pace:
 
     def __init__(self, policy: BatchPolicy) -> None:
         self._policy = policy
+        self._batches_per_s_max = max(BATCHES_PER_S_MAX, BATCHES_MIN / policy.age_min_s)
         self._ack_s = 0.0
+        self.rest_s = policy.age_min_s
+        """The window of what left last: nothing that is read before it ends would leave earlier."""
         self.behind = False
         """More waits to be read than one read takes: company is sure to come."""
         self.records_max = policy.records_max
@@ -91,5 +97,6 @@ class Pace:
 
     def window_s(self, open_batches: int) -> float:
         """Return how long a batch may stay open while ``open_batches`` are."""
-        wanted = max(self._ack_s / 2, open_batches / BATCHES_PER_S_MAX, BEHIND_S * self.behind)
+        share_s = open_batches / self._batches_per_s_max
+        wanted = max(self._ack_s / 2, share_s, BEHIND_S * self.behind)
         return min(max(wanted, self._policy.age_min_s), self._policy.age_max_s)

@@ -58,6 +58,13 @@ def test_many_open_batches_share_what_may_leave_in_a_second(open_batches: int) -
     assert open_batches / window_s <= BATCHES_PER_S_MAX + 1e-6
 
 
+def test_who_asks_for_a_short_window_gets_it_and_pays_with_batches() -> None:
+    policy = BatchPolicy(age_min_s=0.001, age_max_s=10.0)
+
+    assert 0.001 == Pace(policy).window_s(2)
+    assert 2 * BATCHES_PER_S_MAX < 12 / Pace(policy).window_s(12)
+
+
 @given(LATENCIES, st.integers(0, 1_000_000), st.booleans())
 def test_the_window_stays_between_floor_and_ceiling(
     latencies: list[float],
