@@ -234,6 +234,14 @@ class Agent:
 
         self.until(holds, f"{events} events and {dead_letters} dead letters", within_s)
 
+    def until_committed(self) -> None:
+        """Wait until all that is on disk is settled, and a checkpoint says so: a kill costs none.
+
+        A line is in the store or in Kafka before its checkpoint is.
+        """
+        self.until(lambda: not self.behind_bytes(), "settled")
+        self.until(lambda: not self.status()["in_flight"]["events"], "a checkpoint of all")
+
     def _port_said(self) -> int | None:
         said = self.log_entries("agent.started")
         return said[0]["http_port"] if said else None

@@ -143,7 +143,7 @@ def test_a_copy_of_what_the_agent_had_has_its_ids(agent: Agent, archive: Path, n
     append(path, [nameless(n) for n in range(400)])
     with agent.start():
         agent.until_delivered(400)
-        agent.until(lambda: agent.metric("in_flight_events") == 0, "checkpoints")
+        agent.until_committed()
         content = path.read_bytes() + nameless(400) + b"\n"
         copy.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
 

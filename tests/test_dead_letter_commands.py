@@ -173,6 +173,7 @@ def test_the_store_is_looked_at_with_the_agent_up_and_down(tmp_path: Path, runni
         agent.start()
         put_by(agent)
         if not running:
+            agent.until_committed()
             agent.kill()
         store = "--from", "store", "--json"
 
@@ -215,6 +216,7 @@ def test_a_purge_takes_what_matches_and_the_others_arrive_once(
         agent.start()
         agent.until(lambda: len(said(agent, "list", "--json", "--from", "store")) == 10, "put by")
         if not running:
+            agent.until_committed()
             agent.kill()
         wanted = "--client", "shop", "--reason", "unknown_type", "--since", "2026-01-01"
         matching = len(said(agent, "list", *wanted, "--json", "--from", "store"))

@@ -268,7 +268,7 @@ def test_after_sigkill_at_rest_nothing_is_sent_again(real: Topics, tmp_path: Pat
     with Agent(tmp_path, real) as agent:
         path = agent.root / "acme/a.jsonl"
         settle_a_thousand(agent, path)
-        agent.until(lambda: agent.metric("in_flight_events") == 0, "all is on disk")
+        agent.until_committed()
         agent.kill()
         agent.start()
         append(path, [feedback(1000)])

@@ -115,10 +115,8 @@ class Subject(Agent):
         return sum(int(sink["spooled_records"]) for sink in self.status()["sinks"].values())
 
     def spool_all(self) -> None:
-        """Wait, with Kafka away, until all that is written is settled, and that is on disk."""
-        self.until(
-            lambda: not self.behind_bytes() and not self.status()["in_flight"]["events"], "spooled"
-        )
+        """Wait, with Kafka away, until all that is written is spooled, and that is on disk."""
+        self.until_committed()
 
     def deliver_all(self) -> None:
         """Wait until all that is written and all that was spooled is in Kafka."""

@@ -25,7 +25,6 @@ from agent.demo.scene import write_config
 from agent.harvester import first_generation, starting_at
 from agent.opener import Descriptor
 from agent.operator.status import running
-from agent.operator.status.stopped import remembered
 from agent.store import Store
 from tests.patience import WITHIN_S
 from tests.running import NOWHERE, Agent, append, feedback, mock_topics
@@ -82,7 +81,7 @@ def test_an_agent_that_runs_and_what_a_killed_one_leaves(
         assert "acme/a.jsonl" in shown.stdout
         (file,) = json.loads(told.stdout)["files"]
         assert 10 * LINE_BYTES == file["watermark"]
-        agent.until(lambda: bool(remembered(agent.state_dir).checkpoints), "checkpoint")
+        agent.until_committed()
         assert f"pid {agent.pid} holds" in status("--config", str(agent.config)).stdout
         agent.kill()
 

@@ -158,12 +158,6 @@ def named(found: dict[str, Any]) -> set[tuple[str, int, int]]:
     }
 
 
-def committed(agent: Agent) -> None:
-    """Wait until all that is on disk was read and settled, and for the commit."""
-    agent.until(lambda: not agent.behind_bytes(), "settled")
-    agent.until(lambda: agent.metric("in_flight_events") == 0, "all is on disk")
-
-
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Agent, Kafka]]:
     """Yield an agent that has shipped all there is, and its broker. Nothing of it may change."""
@@ -184,7 +178,7 @@ def write(agent: Agent) -> None:
 def ship(agent: Agent) -> None:
     write(agent)
     agent.start().until_delivered(2 * LINES, 2)
-    committed(agent)
+    agent.until_committed()
     agent.stop()
 
 
@@ -312,7 +306,7 @@ def test_what_is_in_the_spool_is_pending_until_it_is_replayed(
     with Agent(tmp_path, NOWHERE, receipts=SOON, kafka=away) as agent:
         write(agent)
         agent.start()
-        committed(agent)
+        agent.until_committed()
         running = verdict(agent, "--consumer-config", str(reader))
         agent.kill()
         stopped = verdict(agent, "--consumer-config", str(reader))
@@ -320,7 +314,7 @@ def test_what_is_in_the_spool_is_pending_until_it_is_replayed(
     with Agent(tmp_path, topics, receipts=SOON) as agent:
         agent.start().until_delivered(2 * LINES, 2)
         agent.until(lambda: agent.mode() == "live", "replayed")
-        committed(agent)
+        agent.until_committed()
         replayed = verdict(agent)
         agent.stop()
         after = verdict(agent)
@@ -405,7 +399,7 @@ def test_without_receipts_all_is_read_before_anything_is_missing(
     with Agent(tmp_path, topics, receipts=AT_STOP) as agent:
         write(agent)
         agent.start().until_delivered(2 * LINES, 2)
-        committed(agent)
+        agent.until_committed()
         agent.kill()
         found = verdict(agent)
     assert {"delivered": 2 * LINES, "dead_lettered": 2} == counts(found)
@@ -462,7 +456,7 @@ def test_a_file_is_followed_through_rotation_truncation_and_compression(
         append(moved, map(feedback, range(100)))
         append(cut, map(feedback, range(100, 200)))
         agent.start().until_delivered(200)
-        committed(agent)
+        agent.until_committed()
         with gzip.open(moved.with_name("moved.jsonl.1.gz"), "wb") as packed:
             packed.write(moved.read_bytes())
         moved.unlink()
@@ -523,7 +517,7 @@ def test_a_file_that_moves_meanwhile_is_not_compared(topics: Topics, tmp_path: P
         for name in names:
             append(agent.root / f"acme/{name}.jsonl", [feedback(n, by=name) for n in range(20)])
         agent.start().until_delivered(80)
-        committed(agent)
+        agent.until_committed()
         agent.stop()
         config = configuration.load(agent.config, {})
         deleted, rotated, _, truncated = (agent.root / f"acme/{name}.jsonl" for name in names)
