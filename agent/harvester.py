@@ -146,6 +146,11 @@ class Harvester:
         """Return whether the file was seen to end with a line without its end."""
         return self.seen_to > self.cursor.start
 
+    @property
+    def behind(self) -> bool:
+        """Return whether there is more in the file than was seen; asks the file."""
+        return self.more or self.file.size() > self.seen_to
+
     def chunk(self, piece: Piece) -> Chunk:
         """Return the ledger entry for the piece that was just read."""
         lines = len(piece.lines) + (piece.skipped_to > piece.start and piece.skipped != "hole")

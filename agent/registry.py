@@ -210,9 +210,9 @@ class Registry:
     def _refresh(self) -> None:
         """Let the index say what unknown files may be copies of by now.
 
-        What is still in flight counts as not gone, so that its copy waits until it is settled:
-        two readers of one generation would have two watermarks. It is known by all that was read
-        too, for there may be nothing settled yet.
+        What is still read by its descriptor, or in flight, counts as not gone, so that its copy
+        waits until it is settled: two readers of one generation would have two watermarks. It is
+        known by all that was read too, for there may be nothing settled yet.
         """
         for followed in self._moving:
             known = self._by_birth.get(followed.birth) is followed
@@ -227,8 +227,10 @@ def _faces(followed: Followed) -> tuple[Checkpoint, ...]:
     """Return what a copy of ``followed`` may be known by. While its file is there, it is not gone,
     though it may be a copy itself and its original be gone."""
     harvester = followed.harvester
-    if harvester is not None and harvester.ledger.in_flight_bytes:
-        return _in_flight(harvester)
+    if harvester is not None:
+        unread = followed.seen is None and harvester.behind
+        if unread or harvester.ledger.in_flight_bytes:
+            return _in_flight(harvester)
     row = followed.latest()
     if followed.seen is not None and row.gone_at is not None:
         row = replace(row, gone_at=None)

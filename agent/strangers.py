@@ -286,8 +286,10 @@ class Strangers:
                 other = opened.enter_context(contextlib.closing(self.opened(original.seen)))
                 if other.birth == original.birth:
                     same = yield from begins_as(mine, other)
+            elif original is not None and original.harvester is not None:
+                same = None  # gone, and read on by its descriptor: that has an end
             elif original is not None and self._clock.monotonic() < copy.waits_s + WAIT_S:
-                same = None  # not met yet, or gone and not settled to its end
+                same = None  # not met yet
         if same is not None and (copy.size, copy.mtime_ns) == stamp:
             copy.same[_life(before)] = same
 

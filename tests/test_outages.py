@@ -219,6 +219,7 @@ def test_without_a_spool_reading_stops_and_goes_on(
         append(path, [feedback(0)])
         agent.start()
         agent.until_delivered(1)
+        agent.until_committed()
         embedded.broker_down()
         for begin in range(1, 20_001, 500):
             append(path, map(feedback, range(begin, begin + 500)))

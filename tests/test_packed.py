@@ -99,6 +99,41 @@ def test_an_unread_tail_is_shipped_with_the_ids_of_the_original(
     assert [] == watched(world, world.restart(), 4)
 
 
+def test_what_its_descriptor_still_has_is_not_read_of_the_packed_file(
+    world: World, pack: Pack
+) -> None:
+    """The agent is behind: what it read is settled, and not all was read when the original went."""
+    append(world.file, lines(0, 5000))
+    end = world.file.stat().st_size
+    life = world.restart()
+    reads = life.scan(1)
+    life.settle()
+    pack(rotated(world))
+    assert 0 < reads[0].end < end
+    reads += life.scan()
+    reads += watched(world, life, 6)
+
+    assert [reads[0].end, end] == [read.end for read in reads]
+
+
+def test_it_waits_for_its_original_that_is_still_open_however_long(
+    world: World, pack: Pack
+) -> None:
+    """A Kafka that is away, or a limit, may hold up both for hours."""
+    append(world.file, lines(0, 5000))
+    end = world.file.stat().st_size
+    life = world.restart()
+    reads = life.scan(1)
+    pack(rotated(world))
+    for _ in range(10):
+        reads += life.scan()
+        world.clock.advance(WAIT_S)
+    life.settle()
+    reads += watched(world, life, 6)
+
+    assert [reads[0].end, end] == [read.end for read in reads]
+
+
 def test_a_tail_deep_in_the_stream_is_gone_to_in_slices(
     world: World, pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,14 +49,14 @@ class Life(Reading):
         self._pending: list[Chunk] = []
         super().__init__(root, clock, rows.values())
 
-    def scan(self) -> list[Read]:
+    def scan(self, turns: int = TURNS_MAX) -> list[Read]:
         self.sources.apply(self.scanner.scan())
-        return self.read()
+        return self.read(turns)
 
-    def read(self) -> list[Read]:
-        """Read all there is, and store what has to be stored."""
+    def read(self, turns: int = TURNS_MAX) -> list[Read]:
+        """Read all there is, or for some turns, and store what has to be stored."""
         found = []
-        for _ in range(TURNS_MAX):
+        for _ in range(turns):
             followed = self.sources.next()
             if followed is None and self.sources.wait_s(1.0):
                 break
