@@ -1,8 +1,7 @@
 """The hot path: from the lines of one read to sealed batches, in one synchronous pass.
 
-    split (core.lines)  ->  decode and validate (core.decode)  ->  redact (core.redact)
-        ->  enrich and encode (core.record)  ->  partition (builders)
-        ->  append (wire.Builder)  ->  seal: compress (wire)
+    split (core.lines)  ->  decode, redact, record (steps)  ->  partition, append (builders, wire)
+        ->  seal: compress (wire)
 
 Each step takes the lines of a read together, as far as it can: what is done line by line in Python
 is what costs: ``scripts/bench/stages`` says how much, step by step.
@@ -11,8 +10,9 @@ Runs in the worker thread; nothing here waits or logs.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -21,10 +21,7 @@ from agent import wire
 from agent.builders import UNPARTITIONED, Builders, Stream
 from agent.clock import Clock
 from agent.core.batch import Batch
-from agent.core.decode import Decoded, Decoder
-from agent.core.diagnosis import Rejection
-from agent.core.events import Event
-from agent.core.formats import epoch_s
+from agent.core.decode import Decoder
 from agent.core.identity import Checkpoint
 from agent.core.ledger import Chunk, Row
 from agent.core.lines import NUL, Piece
@@ -34,10 +31,10 @@ from agent.core.record import Origin, Recorder, RecordPolicy
 from agent.core.redact import Redaction, Redactor
 from agent.core.schemas import Schemas
 from agent.core.tracing import ChunkSpan, Tracer
-from agent.core.window import Window
-from agent.rejects import OVERSIZE, Bad, Rejects, Source
+from agent.rejects import Rejects, Source
+from agent.steps import Lines, Moment, Steps
 from agent.telemetry import Metrics
-from agent.wire import PlainRecord
+from agent.wire import Timed
 
 RECORDERS_MAX = 1024
 STRIDE = 32
@@ -76,7 +73,11 @@ class Chunker:
         metrics: Metrics,
     ) -> None:
         self._policy = policy
-        self._redactor: Redactor | None = None
+        self.steps = Steps(
+            Decoder(policy.schema),
+            line_bytes_max=policy.line_bytes_max,
+            event_time=policy.event_time,
+        )
         self.events = events
         self.dead_letters = dead_letters
         self.rejects = Rejects(
@@ -88,14 +89,11 @@ class Chunker:
         self._clock = clock
         self._metrics = metrics
         self._tracer: Tracer | None = None
-        self._decoder = Decoder(policy.schema)
         self._recorders: dict[tuple[str, int, str], Recorder] = {}
-        self.window: Window | None = None
-        """Which events are wanted; None: all. What is not is passed over, as if it were blank."""
 
     def redact(self, redaction: Redaction | None) -> None:
         """Redact by this from the next chunk on; None: nothing."""
-        self._redactor = None if redaction is None else Redactor(redaction)
+        self.steps.redactor = None if redaction is None else Redactor(redaction)
         self._metrics.name_rules(rule.kind for rule in (redaction.custom if redaction else ()))
         hash_key = (redaction and redaction.hash_key) or b""
         record = replace(self._policy.record, hash_key=hash_key)
@@ -105,7 +103,7 @@ class Chunker:
 
     def decode_by(self, schemas: Schemas | None) -> None:
         """Take custom types from these, from the next chunk on; None: there are none."""
-        self._decoder = Decoder(self._policy.schema, schemas)
+        self.steps.decoder = Decoder(self._policy.schema, schemas)
 
     def trace(self, tracer: Tracer | None) -> None:
         """Let ``tracer`` draw which chunks are traced; None: none are. Before the first one."""
@@ -119,8 +117,7 @@ class Chunker:
         """Turn each line of ``piece`` into a record in an open batch; return what was read."""
         if span is not None:
             span.read(source.base)
-        now_s, wall_s = self._clock.monotonic(), self._clock.wall()
-        now_ms, now_text = int(wall_s * 1000), _rfc3339(wall_s)
+        now_s, moment = self._clock.monotonic(), self._moment()
         chunk, recorder = source.chunk(piece), self._recorder(source.base)
         self.events.begin(span)
         self.dead_letters.begin(span)
@@ -128,29 +125,19 @@ class Chunker:
         if piece.skipped_to > piece.start:
             self.rejects.skipped(source, chunk, recorder, piece, tally)
         lines = self._lines(piece, tally)
-        record, event_time, window = recorder.record, self._policy.event_time, self.window
-        start = piece.skipped_to
-        for first in range(0, len(lines), STRIDE):
-            stride = lines[first : first + STRIDE]
-            records: list[PlainRecord] = []
-            for at, decoded in enumerate(self._decode(stride, wall_s, span), first):
-                line, end = lines[at], start + len(piece.lines[at]) + 1
-                if isinstance(decoded, Rejection):
-                    bad = Bad(decoded, start, end, line, len(line))
-                    self.rejects.line(chunk, recorder, bad, tally)
-                elif window is not None and not window.takes(decoded):
-                    pass
-                else:
-                    if type(decoded) is Decoded:
-                        tally["removed"] += decoded.removed
-                    at_ms = event_ms(decoded, now_ms) if event_time else now_ms
-                    records.append((at_ms, *record(decoded, line, start, end, now_text)))
-                start = end
-            self.events.lines.add(chunk, records, now_s)
-            if span is not None:
-                span.lap("encode")
+        keys: list[bytes | None] = []
+        timed: list[Timed] = []
+        for stride in strides(lines, piece):
+            made = self.steps.take(stride, recorder, moment, span)
+            keys += made.keys
+            timed += made.timed
+            tally["removed"] += made.removed
+            for bad in made.bad:
+                self.rejects.line(chunk, recorder, bad, tally)
+        self.events.lines.add(chunk, keys, timed, now_s)
         self._count(chunk, tally, recorder)
         if span is not None:
+            span.lap("encode")
             span.filled(chunk.start, chunk.end, chunk.lines, chunk.rejected)
         return chunk
 
@@ -176,7 +163,8 @@ class Chunker:
         _say_whose(records)
         for row, record in records:
             at_ms = record.timestamp_ms if self._policy.event_time else now_ms
-            stream.kafka.add(row, [(at_ms, record.key, record.value, record.headers)], now_s)
+            timed = record._replace(timestamp_ms=at_ms)
+            stream.kafka.add(row, *wire.columns([timed]), now_s)
         if span is not None:
             span.lap("encode")
             span.filled(rows[0][0].start, rows[-1][0].end, len(records))
@@ -236,22 +224,11 @@ class Chunker:
             return left
         return lines
 
-    def _decode(
-        self, lines: list[bytes], wall_s: float, span: ChunkSpan | None
-    ) -> list[Event | Decoded | Rejection]:
-        """Decode and redact."""
-        found: list[Event | Decoded | Rejection] = [*self._decoder.decode_all(lines, wall_s)]
-        if max(map(len, lines), default=0) > self._policy.line_bytes_max:
-            for at, line in enumerate(lines):
-                if len(line) > self._policy.line_bytes_max:
-                    found[at] = OVERSIZE
-        if span is not None:
-            span.lap("decode")
-        if self._redactor is not None:
-            self._redactor.events(found)
-            if span is not None:
-                span.lap("redact")
-        return found
+    def _moment(self) -> Moment:
+        wall_s = self._clock.wall()
+        at = datetime.fromtimestamp(wall_s, UTC)
+        text = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return Moment(wall_s, int(wall_s * 1000), text)
 
     def _recorder(self, of: Checkpoint) -> Recorder:
         key = of.source_id, of.generation, of.client
@@ -268,12 +245,13 @@ class Chunker:
                 birth_ns=of.birth.born_ns,
                 inode_generation=of.birth.inode_generation,
             )
-            recorder = Recorder(self._policy.record, origin, self._redactor)
+            recorder = Recorder(self._policy.record, origin, self.steps.redactor)
             self._recorders[key] = recorder
         return recorder
 
     def _client(self, client: str) -> str:
-        return client if self._redactor is None else self._redactor.shown(client)
+        redactor = self.steps.redactor
+        return client if redactor is None else redactor.shown(client)
 
     def _count(self, chunk: Chunk, tally: Counter[str], recorder: Recorder) -> None:
         metrics = self._metrics
@@ -285,12 +263,13 @@ class Chunker:
         metrics.control_characters_removed.inc(tally.pop("removed", 0))
         metrics.metadata_overwritten.inc(recorder.overwritten)
         recorder.overwritten = 0
-        if self._redactor is not None and self._redactor.counts:
-            for kind, count in self._redactor.counts.items():
+        redactor = self.steps.redactor
+        if redactor is not None and redactor.counts:
+            for kind, count in redactor.counts.items():
                 metrics.redacted(kind, count)
-            self._redactor.counts.clear()
-            metrics.events_cut.inc(self._redactor.events_cut)
-            self._redactor.events_cut = 0
+            redactor.counts.clear()
+            metrics.events_cut.inc(redactor.events_cut)
+            redactor.events_cut = 0
         chunk.rejected = tally.total()
         for reason, lines in tally.items():
             metrics.lines_rejected.labels(reason).inc(lines)
@@ -312,14 +291,10 @@ def _fits(builders: Builders, batch: Batch) -> bool:
     return batch.count > 1 or batch.partition == UNPARTITIONED or builders.fits(batch)
 
 
-def event_ms(decoded: Event | Decoded, now_ms: int) -> int:
-    """Return the event's own time, or the time of reading where that is missing or suspect."""
-    suspect = isinstance(decoded, Decoded) and decoded.suspect
-    timestamp = decoded.event.timestamp if isinstance(decoded, Decoded) else decoded.timestamp
-    at_s = None if suspect or timestamp is None else epoch_s(timestamp)
-    return now_ms if at_s is None or at_s < 0 else int(at_s * 1000)
-
-
-def _rfc3339(wall_s: float) -> str:
-    at = datetime.fromtimestamp(wall_s, UTC)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def strides(lines: list[bytes], piece: Piece) -> Iterator[Lines]:
+    """Yield ``lines``, which those of ``piece`` became, in parts."""
+    lengths = (len(line) + 1 for line in piece.lines)
+    places = [*pairwise(accumulate(lengths, initial=piece.skipped_to))]
+    for first in range(0, len(lines), STRIDE):
+        part = slice(first, first + STRIDE)
+        yield Lines(lines[part], places[part])

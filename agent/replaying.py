@@ -14,8 +14,8 @@ from agent.builders import Builders
 from agent.clock import Clock, wait_event
 from agent.config import Config
 from agent.core.batch import Batch
+from agent.core.body import Headers
 from agent.core.ledger import Chunk, Ledger
-from agent.core.record import Headers
 from agent.core.revival import REPLAY_OF
 from agent.errors import SinkUnavailable
 from agent.telemetry import Metrics
@@ -64,7 +64,7 @@ class Replaying:
         self._outcomes = {}
         self._builders.begin()
         page = Chunk(Ledger(0, b""), 0, len(records), b"", len(records))
-        self._builders.add(page, records, self._clock.monotonic())
+        self._builders.add(page, *wire.columns(records), self._clock.monotonic())
         self._builders.seal_all()
         for batch in self._builders.take():
             self._outlet.admit(batch)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from agent import wire
 from agent.builders import Builders
 from agent.core.batch import Pace
 from agent.core.ledger import Ledger
@@ -20,7 +21,7 @@ def builders() -> Builders:
 def add(to: Builders, now_s: float) -> None:
     (chunk,) = chunks_of(Ledger(0, b""), 1)
     to.begin()
-    to.add(chunk, [(0, b"key", b"{}", [])], now_s)
+    to.add(chunk, *wire.columns([(0, b"key", b"{}", [])]), now_s)
 
 
 def left(of: Builders, now_s: float, *, quiet: bool = True) -> int:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from agent import wire
 from agent.answers import REASONS
 from agent.core.batch import Batch
+from agent.core.body import Headers
 from agent.core.breaker import State
 from agent.core.delivery import UNANSWERED, Phase
 from agent.core.lanes import WINDOW
@@ -27,7 +28,7 @@ from agent.errors import RecordRefused, SinkUnavailable
 from agent.kafka import KafkaSink
 from agent.sink import RENEW_AGAIN_S, Outlet, Sink
 from agent.telemetry import SEND_FAILURES, Metrics
-from agent.wire import Headers, codec
+from agent.wire import codec
 from tests import real_kafka
 from tests.conftest import Topics
 from tests.fakes import (

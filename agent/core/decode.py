@@ -22,8 +22,16 @@ from agent.core import events
 from agent.core.controls import cleaned, may_hold_controls
 from agent.core.diagnosis import UNREADABLE, Rejection, explain, refuse
 from agent.core.events import Event, KnownEvent, PerformanceMetrics, UnknownEvent
-from agent.core.formats import canonical_uuid, is_canonical_uuid
-from agent.core.plain import all_right, plain_events, right, total_too_small
+from agent.core.formats import canonical_uuid, is_canonical_uuid, is_hex
+from agent.core.plain import (
+    Columns,
+    all_complete,
+    all_right,
+    is_complete,
+    plain_events,
+    right,
+    total_too_small,
+)
 from agent.core.policy import SchemaPolicy
 from agent.core.reasons import Reason
 from agent.core.recency import Recency
@@ -33,7 +41,7 @@ _Fields = dict[str, Any]
 
 
 class Decoded(Struct, gc=False):
-    """An accepted line of which there is more to say than its event.
+    """An accepted line whose event is not complete, or of which there is more to say than that.
 
     Attributes:
         event: ``UnknownEvent`` is a line of an unknown type that the policy lets pass.
@@ -42,6 +50,7 @@ class Decoded(Struct, gc=False):
             rest.
         removed: Control characters that were taken out of strings and keys.
         cut: Redaction made a text longer than its field may be; what was over is gone.
+        untimed: The line has no timestamp; the one of the event is the time of reading.
     """
 
     event: Event
@@ -49,6 +58,13 @@ class Decoded(Struct, gc=False):
     extras: dict[str, Any] | None = None
     removed: int = 0
     cut: bool = False
+    untimed: bool = False
+
+    @property
+    def bare(self) -> bool:
+        """Return whether there is nothing more to say of it by now."""
+        said = self.suspect or self.extras or self.removed or self.cut or self.untimed
+        return not said and is_complete(self.event)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -86,13 +102,19 @@ class Decoder:
     def decode_all(self, lines: Sequence[bytes], now_s: float) -> list[Event | Decoded | Rejection]:
         """Decode each of ``lines``, without their newlines. Total.
 
-        ``now_s`` is seconds since 1970 UTC. A plain event means ``Decoded(event)``.
+        ``now_s`` is seconds since 1970 UTC. An event that is not wrapped is complete, and there is
+        nothing more to say of it: ``core/plain``.
         """
         self._recency.set_now(now_s)
         plain = plain_events(lines, self._plain)
-        sound = all_right([event for event in plain if event is not None], self._recency)
+        events = [event for event in plain if event is not None]
+        columns = Columns.of(events)
+        if not all_right(events, columns, self._recency):
+            return [self._one(event, line) for event, line in zip(plain, lines, strict=True)]
+        if len(events) == len(plain) and all_complete(columns):
+            return [*events]
         return [
-            event if sound and event is not None else self._one(event, line)
+            self._decode_doubtful(line) if event is None else _wrapped(event)
             for event, line in zip(plain, lines, strict=True)
         ]
 
@@ -102,7 +124,7 @@ class Decoder:
         suspect = event.timestamp is not None and self._recency.suspect(event.timestamp)
         if suspect is None:
             return self._decode_doubtful(line)
-        return Decoded(event, suspect) if suspect else event
+        return Decoded(event, suspect) if suspect else _wrapped(event)
 
     def _decode_doubtful(self, line: bytes) -> Decoded | Rejection:
         try:
@@ -134,6 +156,7 @@ class Decoder:
         self, fields: _Fields, kind: type[Event], custom: CustomType | None
     ) -> Decoded | Rejection:
         known, extras, parts = _split(fields, kind)
+        texts = _unhashed(known)
         wrong = _canonicalise(known)
         if wrong is None and kind is not UnknownEvent:
             unknown = extras
@@ -158,7 +181,7 @@ class Decoder:
             return wrong
         for name in parts:
             setattr(event, name, fields[name])
-        return Decoded(event, suspect, extras or None)
+        return Decoded(event, suspect, {**extras, **texts} or None)
 
     def _overfull(self, extras: _Fields, parts: dict[str, _Fields]) -> Rejection | None:
         size = sum(len(_encode(unknown)) for unknown in (extras, *parts.values()) if unknown)
@@ -166,6 +189,10 @@ class Decoder:
             return None
         detail = f"unknown fields: {size} bytes, at most {self._policy.extra_bytes_max}"
         return Rejection("extra_too_large", detail)
+
+
+def _wrapped(event: KnownEvent) -> Event | Decoded:
+    return event if is_complete(event) else Decoded(event)
 
 
 def _too_many_entries(metadata: _Fields) -> bool:
@@ -195,6 +222,16 @@ def _split(fields: _Fields, kind: type[Event]) -> tuple[_Fields, _Fields, dict[s
             if unknown := {k: inside.pop(k) for k in value if k not in part.__struct_fields__}:
                 known[name], parts[name] = inside, unknown
     return known, extras, parts
+
+
+def _unhashed(known: _Fields) -> _Fields:
+    """Take out of ``known`` what is named as a hash and is none: it is text like any other."""
+    value = known.get("prompt_hash")
+    return (
+        {}
+        if not isinstance(value, str) or is_hex(value)
+        else {"prompt_hash": known.pop("prompt_hash")}
+    )
 
 
 def _canonicalise(known: _Fields) -> Rejection | None:

@@ -24,6 +24,7 @@ _ESCAPED: Final = {r"\"": '"', r"\\": "\\", r"\/": "/", r"\n": "\n", r"\r": "\r"
 
 _FOREIGN = re.compile(
     "[\x00-\x7f"  # ASCII, then Latin
+    "\u00a1-\u00a7\u00a9\u00ab\u00ac\u00ae\u00b0\u00b1\u00b5-\u00b7\u00bb\u00bf"
     "\u00c0-\u0131\u0134-\u013e\u0141-\u0148\u014a-\u017e\u0180-\u01c3\u01cd-\u01f0\u01f4-\u02af"
     "\u0388-\u03ff\u0400-\u0482\u048a-\u052f\u05d0-\u05ea\u0620-\u064a"  # Greek to Arabic
     "\u3041-\u3096\u30a1-\u30fe\u3001\u4e00-\u9fff\uac00-\ud7a3"  # Japanese, Chinese, Korean

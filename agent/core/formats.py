@@ -60,3 +60,7 @@ def canonical_uuid(text: str) -> str | None:
 
 def is_canonical_uuid(text: str) -> bool:
     return text.encode().translate(HEX_DIGITS) == UUID_SHAPE
+
+
+def is_hex(text: str) -> bool:
+    return not text.strip("0123456789abcdefABCDEF")

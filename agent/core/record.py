@@ -1,13 +1,21 @@
 """An event or a dead letter becomes the parts of a Kafka record: key, value, headers. Pure.
 
+    complete   an event gets the id and the time that its line lacks
+    write      as JSON, in which all that may be an app's own text is one stretch: what redaction
+               looks at; what it replaced is written again
+    records    the agent's own metadata, key and headers around it
+
 A value is what was decoded and encoded again, never the bytes of the line: a second reader could
-read those differently (duplicate keys). In ``metadata`` the agent's own keys overwrite what the
-line has there, or one pod could pose as another.
+read those differently (duplicate keys). In ``metadata`` the agent's own keys take the place of what
+the line has there, or one pod could pose as another.
+
+Most events need nothing of their own: they are not wrapped in ``Decoded``, and ``records`` writes
+them as bytes at once. All others go the way of ``record``; tests hold the two to the same bytes.
 """
 
 import codecs
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b, sha1
 from typing import Any, Final
 
@@ -15,14 +23,22 @@ import msgspec
 from msgspec import Struct
 
 from agent.core import events
+from agent.core.body import TABLE_MAX, VARINTS, Headers, body, header, sized, varint
 from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
 from agent.core.events import CustomEvent, Event, UnknownEvent
+from agent.core.plain import TRACEPARENT
 from agent.core.redact import FAILED, Redactor
 
-Headers = list[tuple[str, bytes]]
 KafkaRecord = tuple[bytes | None, bytes, Headers]
 """Key, value, headers. A plain tuple: a named one costs as much as the headers."""
+
+Found = Event | Decoded | Rejection
+"""What became of a line so far."""
+
+Written = tuple[bytes, bytes]
+"""An event as JSON, but for what the agent adds: what stands before ``metadata``, and what is in it
+and behind it. All that may be text of an app's own is in the second part."""
 
 NAMESPACE: Final = bytes.fromhex("5b0f4d1c9f6e5a1b8d3c7a42e6f01d95")
 """Of the UUIDv5 of lines without ``event_id``. Never to change: the same line read twice, also by
@@ -65,6 +81,34 @@ class RecordPolicy(Struct, frozen=True, kw_only=True):
     hash_key: bytes = b""
 
 
+def are_plain(found: Sequence[Found]) -> bool:
+    """Return whether each is an event of which nothing more is to be said."""
+    return _PLAIN.issuperset(map(type, found))
+
+
+def write(one: Found) -> Written:
+    """Write an event that is complete as JSON; nothing is written of a rejection."""
+    if isinstance(one, Rejection):
+        return _NOTHING
+    value = _encode(one.event if isinstance(one, Decoded) else one)
+    if isinstance(one, Decoded) and one.extras:
+        value = b"%b,%b" % (value[:-1], _encode(one.extras)[1:])
+    at = value.find(_BRACE, 1)  # metadata is the first object inside of an event: ``core/events``
+    return value[: at - _NAME_BYTES], value[at + 1 :]
+
+
+def write_all(found: Sequence[Found]) -> list[Written]:
+    """Return what ``write`` does of each."""
+    if not are_plain(found):
+        return [*map(write, found)]
+    values = [*map(_encode, found)]
+    braces = [value.find(_BRACE, 1) for value in values]
+    return [
+        (value[: at - _NAME_BYTES], value[at + 1 :])
+        for value, at in zip(values, braces, strict=True)
+    ]
+
+
 class Recorder:
     """Make records of the lines of one origin.
 
@@ -79,24 +123,92 @@ class Recorder:
         self._redactor = redactor
         self._policy = policy
         self._origin = origin
-        self._own = {
+        own = {
             "collector_id": origin.node,
             "collector_version": policy.version,
             "hostname": policy.hostname,
             "client": origin.client,
         }
-        assert self._own.keys() == events.COLLECTOR_KEYS, "decode leaves them out of its count"
+        assert own.keys() == events.COLLECTOR_KEYS, "decode leaves them out of its count"
+        self._own = _METADATA + _encode(own)[1:-1]
         self._whose = [("client", origin.client.encode()), ("collector_id", origin.node.encode())]
+        self._by_id = policy.key == "event_id"
         self._key_of = _key_of(policy.key, origin.client)
         self._source = f"1;{origin.source_id};{origin.generation};".encode()
+        self._tails = {kind: self._tail(kind) for kind in _EVENT_TYPE}
         # No part can run into the next one: the node is a name, the others are numbers.
         parts = (origin.inode, origin.birth_ns, origin.inode_generation, origin.generation)
         self._id_prefix = "\0".join((origin.node, *map(str, parts), "")).encode()
 
+    # ---- many lines
+
+    def complete(
+        self,
+        found: list[Found],
+        lines: Sequence[bytes],
+        places: Sequence[tuple[int, int]],
+        now_text: str,
+    ) -> None:
+        """Give each event an id and a time, in place, and wrap those that need more than most.
+
+        Args:
+            found: Of each line.
+            lines: As they stood in the file, newline left off.
+            places: Byte offset of each, and that behind its newline.
+            now_text: RFC 3339; the time of reading.
+        """
+        if are_plain(found):
+            return
+        for at, (one, line, (start, _)) in enumerate(zip(found, lines, places, strict=True)):
+            if isinstance(one, Decoded):
+                self._complete(one, line, start, now_text)
+                found[at] = one.event if one.bare and type(one.event) in _PLAIN else one
+
+    def records(
+        self,
+        found: Sequence[Event | Decoded],
+        written: Sequence[Written],
+        places: Sequence[tuple[int, int]],
+    ) -> tuple[list[bytes | None], list[bytes]]:
+        """Return key and body of the record of each event.
+
+        Args:
+            found: Events that were completed, and redacted.
+            written: What ``write`` made of each.
+            places: As for ``complete``.
+        """
+        by_id, key_of, tails, source = self._by_id, self._key_of, self._tails, self._source
+        alone, source_bytes = _VERSION + self._own, len(source)
+        behind_more = alone + b","
+        keys: list[bytes | None] = []
+        bodies: list[bytes] = []
+        for one, (front, text), (start, end) in zip(found, written, places, strict=True):
+            if isinstance(one, Decoded):
+                key, value, headers = self._record(one, (front, text), start, end)
+                keys.append(key)
+                bodies.append(body(key, value, headers))
+                continue
+            # "" never: it is complete
+            key = (one.event_id or "").encode() if by_id else key_of(one, None)
+            own = alone if text[0] == _CLOSED else behind_more
+            value_bytes = len(front) + len(own) + len(text)
+            place = b"%d;%d" % (start, end)
+            parts = (
+                sized(key) if key is None or len(key) >= TABLE_MAX else VARINTS[len(key)] + key,
+                VARINTS[value_bytes] if value_bytes < TABLE_MAX else varint(value_bytes),
+                front, own, text,
+                tails[type(one)], VARINTS[source_bytes + len(place)], source, place,
+            )  # fmt: skip
+            bodies.append(b"".join(parts))
+            keys.append(key)
+        return keys, bodies
+
+    # ---- one line
+
     def record(
         self, decoded: Event | Decoded, line: bytes, start: int, end: int, now_text: str
     ) -> KafkaRecord:
-        """Enrich ``decoded`` in place, after it was redacted, and encode it.
+        """Complete ``decoded`` in place, after it was redacted, and make its record.
 
         Args:
             decoded: What ``line`` was decoded to; see ``core.decode``.
@@ -105,54 +217,60 @@ class Recorder:
             end: Byte offset after its newline.
             now_text: RFC 3339; the time of reading, for a line without a timestamp.
         """
-        suspect, cut, extras = False, False, None
-        if isinstance(decoded, Decoded):
-            event, extras = decoded.event, decoded.extras
-            suspect, cut = decoded.suspect, decoded.cut
-        else:
-            event = decoded
-        version = event.schema_version
-        if version is None or version == events.SCHEMA_VERSION:
-            event.schema_version = events.SCHEMA_VERSION
-            schema_version = _VERSION_DEFAULT
-        else:
-            schema_version = "schema_version", version.encode()
+        found: list[Found] = [decoded if isinstance(decoded, Decoded) else Decoded(decoded)]
+        self.complete(found, (line,), ((start, end),), now_text)
+        (one,) = found
+        assert not isinstance(one, Rejection), "nothing is rejected here"
+        return self._record(one, write(one), start, end)
+
+    def _record(self, one: Event | Decoded, written: Written, start: int, end: int) -> KafkaRecord:
+        decoded = one if isinstance(one, Decoded) else Decoded(one)
+        event, extras = decoded.event, decoded.extras
+        assert event.metadata is not None, "complete it first"
         headers = [
             _EVENT_TYPE.get(type(event)) or _other_type(event, extras),
-            schema_version,
-            ("source", b"%b%d;%d" % (self._source, start, end)),
+            _version(event),
         ]
-        if event.event_id is None:
-            event.event_id = self.derived_id(line, start)
-        if event.timestamp is None:
-            event.timestamp = now_text
+        if decoded.untimed:
             headers.append(_TIMESTAMP_AGENT)
-        elif suspect:
+        elif decoded.suspect:
             headers.append(_TIMESTAMP_SUSPECT)
         if type(event) is UnknownEvent:
             headers.append(_SCHEMA_UNKNOWN)
         if self._redactor is not None:
             headers.append(self._redactor.header)
-            if cut:
-                headers.append(("cut", b"%d" % len(line)))
-        self._enrich(event, extras, headers)
-        value = _encode(event)
-        if extras:
-            value = b"%b,%b" % (value[:-1], _encode(extras)[1:])
-        return self._key_of(event, extras), value, headers
+            if decoded.cut:
+                headers.append(("cut", b"%d" % (end - start - 1)))
+        headers.append(("source", b"%b%d;%d" % (self._source, start, end)))
+        for brought in (event.metadata, extras):
+            if brought and TRACEPARENT in brought:
+                _trace(brought[TRACEPARENT], headers)
+        version = _VERSION if event.schema_version is None else b""
+        comma = b"," if event.metadata else b""
+        whole = b"".join((written[0], version, self._own, comma, written[1]))
+        return self._key_of(event, extras), whole, headers
 
-    def _enrich(self, event: Event, extras: dict[str, Any] | None, headers: Headers) -> None:
-        metadata = event.metadata
-        if metadata is None:
-            event.metadata = self._own.copy()
-        else:
-            if "traceparent" in metadata:
-                _trace(metadata["traceparent"], headers)
-            entries = len(metadata) + len(self._own)
-            metadata.update(self._own)
-            self.overwritten += entries - len(metadata)
-        if extras and "traceparent" in extras:
-            _trace(extras["traceparent"], headers)
+    def _complete(self, decoded: Decoded, line: bytes, start: int, now_text: str) -> None:
+        event = decoded.event
+        if event.event_id is None:
+            event.event_id = self.derived_id(line, start)
+        if event.timestamp is None:
+            event.timestamp, decoded.untimed = now_text, True
+        if event.schema_version == events.SCHEMA_VERSION:
+            event.schema_version = None
+        if event.metadata is None:
+            event.metadata = {}
+        for name in events.COLLECTOR_KEYS & event.metadata.keys():
+            del event.metadata[name]
+            self.overwritten += 1
+
+    def _tail(self, kind: type[Event]) -> bytes:
+        """Return the headers of most events of ``kind``, but for the content of the last one."""
+        made = [_EVENT_TYPE[kind], _VERSION_DEFAULT]
+        if self._redactor is not None:
+            made.append(self._redactor.header)
+        count = VARINTS[len(made) + 1]
+        return b"".join((count, *(header(*one) for one in made), header("source", b"")[:-1]))
 
     def derived_id(self, line: bytes, start: int) -> str:
         """Return the UUIDv5 (RFC 9562, 5.5) of this line at this place."""
@@ -236,8 +354,9 @@ def _key_of(name: str, client: str) -> Callable[[Event, dict[str, Any] | None], 
         value = getattr(event, name) if name in event.__struct_fields__ else None
         if value is None and extras:
             value = extras.get(name)
-        if value is None and name == "type":
-            value = event.__struct_config__.tag
+        if value is None and name in {"schema_version", "type"}:
+            version = name == "schema_version"
+            value = events.SCHEMA_VERSION if version else event.__struct_config__.tag
         if value is None:
             return None
         return value.encode() if isinstance(value, str) else _encode(value)
@@ -252,6 +371,11 @@ def _trace(value: Any, headers: Headers) -> None:
     if isinstance(value, str) and _TRACEPARENT.fullmatch(value):
         headers[:] = [header for header in headers if header[0] != "traceparent"]
         headers.append(("traceparent", value.encode()))
+
+
+def _version(event: Event) -> tuple[str, bytes]:
+    version = event.schema_version
+    return _VERSION_DEFAULT if version is None else ("schema_version", version.encode())
 
 
 def _other_type(event: Event, extras: dict[str, Any] | None) -> tuple[str, bytes]:
@@ -292,7 +416,15 @@ _encode = msgspec.json.Encoder().encode
 _EVENT_TYPE: Final[dict[type[Event], tuple[str, bytes]]] = {
     kind: ("event_type", name.encode()) for name, kind in events.EVENT_TYPES.items()
 }
+_PLAIN: Final = frozenset(_EVENT_TYPE)
 _VERSION_DEFAULT: Final = ("schema_version", events.SCHEMA_VERSION.encode())
+_VERSION: Final = b',"schema_version":"%b"' % events.SCHEMA_VERSION.encode()
+"""Not written with an event: most have none of their own."""
+_METADATA: Final = b',"metadata":{'
+_NAME_BYTES: Final = len(_METADATA) - 1
+_BRACE: Final = b"{"
+_CLOSED: Final = ord("}")
+_NOTHING: Final = b"", b""
 _TIMESTAMP_AGENT: Final = ("timestamp_source", b"agent")
 _TIMESTAMP_SUSPECT: Final = ("timestamp_suspect", b"1")
 _SCHEMA_UNKNOWN: Final = ("schema", b"unknown")

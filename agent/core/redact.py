@@ -3,16 +3,16 @@
     cheap test of events together  ->  cheap test of each text  ->  folding, rules, markers
 
 Most events end at the first test: digits, dots, colons and at signs are not as they would have to
-be. It may only err to one side: what it lets pass, no rule finds (tests hold it to that). What is
-replaced is the text as it was written; folding serves to find (``core/folding``).
+be. It looks at the very bytes that would be shipped, and may only err to one side: what it lets
+pass, no rule finds (tests hold it to that). What is replaced is the text as it was written; folding
+serves to find (``core/folding``).
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from operator import attrgetter
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import msgspec
@@ -22,9 +22,9 @@ from agent.core import events
 from agent.core.addresses import is_version
 from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
-from agent.core.events import CustomEvent, Event, ModelResponse, UnknownEvent
+from agent.core.events import CustomEvent, Event, UnknownEvent
 from agent.core.folding import folded, folds, unfolded, without_escapes
-from agent.core.redaction_rules import KINDS, RULES, Kind, Rule
+from agent.core.redaction_rules import DIGITS, KINDS, RULES, Kind, Rule
 from agent.core.spans import Span, blank, blanked, merged
 from agent.core.suspicion import suspects, suspicious
 
@@ -37,7 +37,7 @@ HASH_BYTES: Final = 8
 EXEMPT: Final = frozenset(
     {
         "event_id", "request_id", "experiment_id", "timestamp", "type",
-        "thumbs", "status", "experiment_type",
+        "thumbs", "status", "experiment_type", "prompt_hash",
     }
 )  # fmt: skip
 """Fields whose form ``core/decode`` has checked: a marker in one would make the event invalid.
@@ -83,17 +83,27 @@ class Redactor:
         names = "|".join(re.escape(rule.kind.upper()) for rule in self._rules)
         self._marker = re.compile(rf"\[(?:{names})(?::[a-p]{{{2 * HASH_BYTES}}})?\]")
 
-    def events(self, found: list[Event | Decoded | Rejection]) -> None:
+    def events(self, found: list[Event | Decoded | Rejection], texts: Sequence[bytes]) -> set[int]:
         """Redact the events of ``found`` in place; of one that cannot be, a rejection is left.
 
         Total. Best called with some dozens: the cheap test takes them together.
+
+        Args:
+            found: What lines were decoded to.
+            texts: Of each event, in compact JSON, all that may be an app's own text; anything of a
+                rejection.
+
+        Returns:
+            Which of them may have changed.
         """
-        for at in range(len(found)) if self._custom else _suspects(found):
+        changed = set(range(len(found))) if self._custom else _suspects(texts)
+        for at in changed:
             one = found[at]
             if not isinstance(one, Rejection):
                 decoded = one if isinstance(one, Decoded) else Decoded(one)
                 outcome = self.event(decoded)
                 found[at] = outcome if decoded.cut or outcome is FAILED else one
+        return changed
 
     def event(self, decoded: Decoded) -> Decoded | Rejection:
         """Redact ``decoded`` in place and return it, or say that it failed. Total."""
@@ -105,7 +115,9 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Return ``text`` with markers. May raise ``RedactionFailed``."""
-        if not self._custom and not folds(text) and not suspicious(text.encode(*_CODEC)):
+        if not self._custom and (
+            text.isalpha() or not (folds(text) or suspicious(text.encode(*_CODEC)))
+        ):
             return text
         return self._at_rest(text, folded)
 
@@ -128,10 +140,7 @@ class Redactor:
             value = getattr(event, name)
             if value is None or name in EXEMPT:
                 continue
-            if name == "prompt_hash":
-                event_hash = self._hash(value)
-                setattr(event, name, event_hash)
-            elif isinstance(value, str | list | dict):
+            if isinstance(value, str | list | dict):
                 found = self._value(value)
                 if (bound := bounds.get(name)) is not None:
                     found = self._within(found, bound, decoded)
@@ -151,9 +160,6 @@ class Redactor:
             value = self.text(value[: min(next(halved, bound), bound)])
             decoded.cut = True
         raise RedactionFailed
-
-    def _hash(self, text: str) -> str:
-        return text if _HEX.fullmatch(text) else self.text(text)
 
     def _value(self, value: Any) -> Any:
         """Depth is bounded by ``events.DEPTH_MAX``."""
@@ -192,10 +198,11 @@ class Redactor:
 
     def _found(self, plain: str) -> list[tuple[Span, Rule]]:
         """Return what the rules find, from left to right, without overlaps."""
-        left = self._marker.sub(blank, plain)
+        left = self._marker.sub(blank, plain) if "[" in plain else plain
         found: list[tuple[Span, Rule]] = []
+        digits = sum(map(left.count, DIGITS))
         for rule in self._rules:
-            if not rule.may_find(left):
+            if not rule.may_find(left, digits):
                 continue
             seen = left if rule.never is None else rule.never.sub(blank, left)
             spans = merged(rule.find(seen))
@@ -228,47 +235,14 @@ class Redactor:
         return f"[{name}:{digest.translate(_LETTERS)}]"
 
 
-def _suspects(found: Sequence[Event | Decoded | Rejection]) -> Iterable[int]:
-    """Return which of ``found`` may hold what is looked for."""
-    rows: list[tuple[Any, ...]] = []
-    also: list[int] = []
-    for at, one in enumerate(found):
-        if isinstance(one, Rejection):
-            rows.append(())
-            continue
-        event = one.event if isinstance(one, Decoded) else one
-        exposed = _EXPOSED[type(event)](event)
-        rows.append((*exposed, one.extras) if isinstance(one, Decoded) else exposed)
-        if type(event) is ModelResponse and not _HEX.fullmatch(event.prompt_hash or ""):
-            also.append(at)
-    try:
-        raw = _encode_lines(rows)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return range(len(found))  # the one that it is will say so
+def _suspects(texts: Sequence[bytes]) -> set[int]:
+    """Return which of ``texts`` may hold what is looked for."""
+    raw = b"\n".join(texts)
+    found = suspects(raw)
     if not raw.isascii():
-        lines = enumerate(raw.split(b"\n"))
-        also += [at for at, line in lines if not line.isascii() and folds(line.decode())]
-    return suspects(raw).union(also)
-
-
-def _exposed(kind: type[Event]) -> Callable[[Event], tuple[Any, ...]]:
-    """Return what takes all fields that may hold text of any form; at least two."""
-    fields = msgspec.structs.fields(kind)
-    names = [
-        field.name
-        for field in fields
-        if field.name not in EXEMPT | {"prompt_hash"} and _may_hold_text(field.type)
-    ]
-    getter: Callable[[Event], tuple[Any, ...]] = attrgetter(*names)
-    return getter
-
-
-def _may_hold_text(of: Any) -> bool:
-    if get_origin(of) is Annotated:
-        return _may_hold_text(get_args(of)[0])
-    if get_origin(of) in _UNIONS:
-        return any(map(_may_hold_text, get_args(of)))
-    return of not in _NUMBERS
+        foreign = (at for at, text in enumerate(texts) if not text.isascii())
+        found.update(at for at in foreign if folds(texts[at].decode()))
+    return found
 
 
 def _bounds(kind: type[Event]) -> dict[str, int]:
@@ -286,12 +260,8 @@ def _bound(of: Any) -> int | None:
     return None
 
 
-_encode_lines = msgspec.json.Encoder().encode_lines
-_NUMBERS: Final = {int, float, bool, NoneType}
 _UNIONS: Final = {Union, UnionType}
 _KINDS: Final = (*events.EVENT_TYPES.values(), CustomEvent, UnknownEvent)
 _BOUNDS: Final = {kind: _bounds(kind) for kind in _KINDS}
-_EXPOSED: Final = {kind: _exposed(kind) for kind in _KINDS}
-_HEX = re.compile(r"[0-9a-fA-F]*")
 _LETTERS: Final = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 _CODEC: Final = ("utf-8", "surrogatepass")

@@ -21,6 +21,8 @@ Kind = Literal["email", "iban", "card", "ssn", "ipv6", "ipv4", "phone"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 """In the order in which they look: what one found the next ones do not see."""
 
+DIGITS: Final = "0123456789"
+
 Find = Callable[[str], Iterator[Span]]
 
 
@@ -32,12 +34,15 @@ class Rule(NamedTuple):
     """The same for each way to write the same thing, so that hashes of it are equal."""
     needed: tuple[str, int] = ("", 0)
     """It finds nothing in a text that has fewer than so many of these characters."""
+    digits_min: int = 0
+    """Nor in one with fewer digits."""
     never: re.Pattern[str] | None = None
     """What is not its kind, whatever is in it: ``find`` must not see that, and other rules may."""
 
-    def may_find(self, text: str) -> bool:
+    def may_find(self, text: str, digits: int) -> bool:
+        """Return False only if it finds nothing in ``text``, which has so many ``DIGITS``."""
         characters, least = self.needed
-        return sum(map(text.count, characters)) >= least
+        return digits >= self.digits_min and sum(map(text.count, characters)) >= least
 
 
 # ---- e-mail: from each at sign to both sides
@@ -199,13 +204,13 @@ def _alnum(text: str) -> str:
 
 RULES: Final[dict[Kind, Rule]] = {
     "email": Rule("email", _emails, lambda found: found.replace("%40", "@").lower(), ("@%", 1)),
-    "iban": Rule("iban", _ibans, _alnum, ("0123456789", 7), _UUID),
-    "card": Rule("card", _cards, _digits, ("0123456789", 12), _UUID),
-    "ssn": Rule("ssn", _ssns, _digits, ("0123456789", 9)),
+    "iban": Rule("iban", _ibans, _alnum, digits_min=7, never=_UUID),
+    "card": Rule("card", _cards, _digits, digits_min=12, never=_UUID),
+    "ssn": Rule("ssn", _ssns, _digits, digits_min=9),
     "ipv6": Rule("ipv6", ipv6s, lambda found: str(IPv6Address(found)), (":", 2)),
     "ipv4": Rule(
         "ipv4", ipv4s, lambda found: ".".join(str(int(n)) for n in found.split(".")), (".", 3)
     ),
-    "phone": Rule("phone", phones, _digits, ("0123456789", 7), NEVER),
+    "phone": Rule("phone", phones, _digits, digits_min=7, never=NEVER),
 }
 assert tuple(RULES) == KINDS

@@ -133,7 +133,7 @@ class ChunkSpan(Span):
             "feedback_agent.chunk.lines": lines,
             "feedback_agent.chunk.rejected": rejected,
         }
-        for step, (took_s, at_s) in self._steps.items():
+        for step, (took_s, at_s) in sorted(self._steps.items(), key=lambda one: one[1][1]):
             self._note(Note(step, at_s, {"feedback_agent.took_s": took_s}))
         self.end()
 

@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry
 
 from agent import __version__, asking, offline, redaction, schemas
 from agent.assembly import in_force
-from agent.chunk import event_ms
 from agent.clock import SystemClock
 from agent.config import Config
 from agent.core.decode import Decoder
@@ -24,6 +23,7 @@ from agent.letters import Where, pages, rfc3339
 from agent.operator.screen import STYLES, cell, console, table
 from agent.replayed import Note, Replayed
 from agent.replaying import Replaying
+from agent.steps import event_ms
 from agent.telemetry import Metrics
 from agent.wire import PlainRecord
 

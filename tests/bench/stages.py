@@ -8,26 +8,26 @@ least of several rounds tells most.
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import repeat
 from typing import TypeVar
 
 import click
 
 from agent import wire
 from agent.builders import Builders
-from agent.chunk import STRIDE
+from agent.chunk import strides
 from agent.clock import SystemClock
 from agent.core import lines as splitter
 from agent.core.batch import Batch, Pace
-from agent.core.decode import Decoded, Decoder
+from agent.core.decode import Decoder
 from agent.core.diagnosis import Rejection
-from agent.core.events import Event
 from agent.core.ledger import Chunk, Ledger
 from agent.core.policy import BatchPolicy, SchemaPolicy
-from agent.core.record import Origin, Recorder, RecordPolicy
+from agent.core.record import Found, Origin, Recorder, RecordPolicy, Written, write, write_all
 from agent.core.redact import Redaction, Redactor
 from agent.core.redaction_rules import VERSION
-from agent.wire import PlainRecord
+from agent.steps import Lines
 from tests.bench import corpus
 from tests.bench.table import Column, Report, console
 
@@ -45,8 +45,9 @@ ORIGIN = Origin(
 STEPS = {
     "split": "split: core.lines",
     "decode": "decode, validate: core.decode, core.plain",
-    "redact": "redact: core.redact",
-    "record": "enrich, encode, headers: core.record",
+    "write": "complete, write: core.record",
+    "redact": "redact: core.redact, core.suspicion",
+    "record": "enrich, headers: core.record",
     "append": "partition, append: builders, wire",
     "compress": "compress: wire",
 }
@@ -83,28 +84,28 @@ class Stages:
             piece = self._took("split", cursor.feed, read)
             assert piece is not None, "no line is longer than a read"
             chunk = Chunk(ledger, piece.start, piece.end, b"", len(piece.lines))
-            start = piece.start
-            for first in range(0, len(piece.lines), STRIDE):
-                start = self._stride(chunk, piece.lines[first : first + STRIDE], start)
+            keys: list[bytes | None] = []
+            timed: list[wire.Timed] = []
+            for lines in self._took("split", lambda: [*strides(piece.lines, piece)]):  # noqa: B023
+                made, bodies = self._stride(lines)
+                keys += made
+                timed += zip(repeat(0), bodies)
+            self._took("append", self._builders.add, chunk, keys, timed, 0.0)
         self._took("append", self._builders.seal_all)
         self.took_ns["append"] -= self.took_ns["compress"]  # whoever appends seals what is full
         return self._builders.take()
 
-    def _stride(self, chunk: Chunk, lines: list[bytes], start: int) -> int:
-        found = self._took("decode", self._decoder.decode_all, lines, self._now_s)
-        self._took("redact", self._redactor.events, found)
-        records = self._took("record", lambda: [*self._records(lines, found, start)])
-        self._took("append", self._builders.add, chunk, records, 0.0)
-        return start + sum(map(len, lines)) + len(lines)
+    def _stride(self, lines: Lines) -> tuple[list[bytes | None], list[bytes]]:
+        found = self._took("decode", self._decoder.decode_all, lines.bodies, self._now_s)
+        assert not any(isinstance(one, Rejection) for one in found)
+        self._took("write", self._recorder.complete, found, *lines, "")
+        written = self._took("write", write_all, found)
+        self._took("redact", self._redact, found, written)
+        return self._took("record", self._recorder.records, found, written, lines.places)
 
-    def _records(
-        self, lines: list[bytes], found: list[Event | Decoded | Rejection], start: int
-    ) -> Iterator[PlainRecord]:
-        for line, event in zip(lines, found, strict=True):
-            end = start + len(line) + 1
-            assert not isinstance(event, Rejection), event
-            yield 0, *self._recorder.record(event, line, start, end, "")
-            start = end
+    def _redact(self, found: list[Found], written: list[Written]) -> None:
+        for at in self._redactor.events(found, [text for _, text in written]):
+            written[at] = write(found[at])
 
     def _took(self, step: str, work: Callable[..., T], *given: object) -> T:
         began_ns = time.thread_time_ns()

@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
+from agent.core.events import EVENT_TYPES, CustomEvent, Event, UnknownEvent
 from agent.core.policy import SchemaPolicy
 
 NOW_S = 1_795_428_000.0  # 2026-11-23T10:00:00Z
@@ -72,7 +74,7 @@ BOUNDS: list[tuple[str, str, tuple[list[Any], list[Any]]]] = [
         for part in ("accuracy", "relevance", "coherence", "completeness", "safety")
     ),
     (RESPONSE, "quality_dimensions", ([{}], [[], 1, "x"])),
-    (RESPONSE, "prompt_hash", text),
+    (RESPONSE, "prompt_hash", (["", "0aF9" * 2000], [1, True, [], {}])),
     (RESPONSE, "response_length", count),
     (RESPONSE, "finish_reason", text),
     (RESPONSE, "model_params", ([{}], [[], 1, "x"])),
@@ -105,6 +107,25 @@ BOUNDS: list[tuple[str, str, tuple[list[Any], list[Any]]]] = [
     ),
 ]
 REQUIRED = [(kind, field) for kind, fields in MINIMAL.items() for field in fields]
+
+
+@pytest.mark.parametrize("kind", [*EVENT_TYPES.values(), CustomEvent, UnknownEvent])
+def test_what_may_be_text_of_an_app_stands_from_metadata_on(kind: type[Event]) -> None:
+    """Redaction looks at nothing before it, and the agent's own keys are put in behind it."""
+    of_forms = {"event_id", "request_id", "experiment_id", "timestamp", "prompt_hash"}
+    before, _, _ = " ".join(kind.__struct_fields__).partition(" metadata")
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for name in {*before.split()} - of_forms:
+        plain = msgspec.inspect.type_info(types[name])
+        allowed = (
+            msgspec.inspect.IntType,
+            msgspec.inspect.FloatType,
+            msgspec.inspect.BoolType,
+            msgspec.inspect.NoneType,
+            msgspec.inspect.LiteralType,
+        )
+        parts = plain.types if isinstance(plain, msgspec.inspect.UnionType) else (plain,)
+        assert all(isinstance(part, allowed) for part in parts), name
 
 
 def line_of(kind: str, field: str, value: Any) -> bytes:

@@ -1,16 +1,19 @@
 import json
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core.body import Headers, body
 from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
+from agent.core.events import Event
 from agent.core.policy import SchemaPolicy
-from agent.core.record import NAMESPACE, Headers, Origin, Recorder, RecordPolicy
+from agent.core.record import NAMESPACE, Origin, Recorder, RecordPolicy, write_all
 from agent.core.redact import FAILED, Redaction, Redactor
 from agent.core.redaction_rules import Rule
 
@@ -208,6 +211,66 @@ def test_what_is_shipped_is_an_acceptable_line_again_and_ships_the_same(
 
     assert isinstance(again, Decoded), again
     assert value == using.record(again, value, 5, 6, "2000-01-01T00:00:00Z")[1]
+
+
+def lines_of_any_kind() -> st.SearchStrategy[bytes]:
+    some = {"team": "blue", "traceparent": TRACE, "prompt_hash": "no hash", "n": [1, {"x": None}]}
+    ids = st.none() | st.uuids().map(str)
+    common = st.fixed_dictionaries(
+        {},
+        optional={
+            "event_id": ids,
+            "request_id": ids,
+            "timestamp": st.none() | st.sampled_from([NOW, "2026-11-23T12:30:00Z"]),
+            "schema_version": st.none() | st.sampled_from(["1.0", "2.1"]),
+            "metadata": st.none()
+            | st.dictionaries(
+                st.sampled_from(["app", "client", "traceparent", "{"]), json_values, max_size=3
+            ),
+            **{name: st.just(value) for name, value in some.items()},
+        },
+    )
+    kinds: list[dict[str, Any]] = [
+        {"type": "user_feedback", "session_id": "s", "comment": '{"metadata":{ ' + "x" * 5000},
+        {"type": "model_response", "model_id": "m", "prompt_hash": "{"},
+        {"type": "system_health", "service_name": "s", "status": "healthy"},
+        {"type": "experiment_result", "experiment_id": UUID, "variant_id": "{"},
+        {"type": "none of ours"},
+    ]
+    return st.builds(
+        lambda kind, more: json.dumps(kind | more).encode(), st.sampled_from(kinds), common
+    )
+
+
+@given(
+    st.lists(lines_of_any_kind(), min_size=1, max_size=6),
+    st.sampled_from(["event_id", "client", "none", "session_id", "schema_version", "team"]),
+    st.booleans(),
+)
+def test_records_made_together_are_those_that_are_made_alone(
+    lines: list[bytes], key: str, redacted: bool
+) -> None:
+    """Most events are written as bytes at once, and must not differ from the others."""
+    redactor = Redactor(Redaction(version="7")) if redacted else None
+    policy = RecordPolicy(version="1", hostname="h", key=key)
+    using = Recorder(policy, ORIGIN, redactor)
+    places = [*pairwise(accumulate((len(line) + 1 for line in lines), initial=70))]
+    decoder = Decoder(SchemaPolicy(unknown_types="pass"))
+    alone = [
+        using.record(decoded, line, *place, NOW)
+        for decoded, line, place in zip(
+            decoder.decode_all(lines, NOW_S), lines, places, strict=True
+        )
+        if not isinstance(decoded, Rejection)
+    ]
+    found = decoder.decode_all(lines, NOW_S)
+    assert not any(isinstance(one, Rejection) for one in found)
+
+    using.complete(found, lines, places, NOW)
+    keys, bodies = using.records(cast("list[Event | Decoded]", found), write_all(found), places)
+
+    expected = [(key, body(key, value, headers)) for key, value, headers in alone]
+    assert expected == [*zip(keys, bodies, strict=True)]
 
 
 def dead_letter(

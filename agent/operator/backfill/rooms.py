@@ -104,7 +104,7 @@ class BackfillParts(Parts):
         self, events: Callable[[], Topic | None], dead_letters: Callable[[], Topic | None]
     ) -> Chunker:
         made = super().chunker(events, dead_letters)
-        made.window = self._window
+        made.steps.window = self._window
         return made
 
 
