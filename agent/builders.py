@@ -7,12 +7,12 @@ only, but for ``Builders.one`` and ``Builders.fits``.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from agent import wire
 from agent.core.batch import Batch, Pace
 from agent.core.ledger import Chunk
-from agent.core.partition import crc32_partition, murmur2_partition
+from agent.core.partition import crc32_partitions, murmur2_partitions
 from agent.core.tracing import ChunkSpan
 from agent.wire import Timed
 
@@ -31,16 +31,27 @@ class Topic(Protocol):
     def message_bytes_max(self) -> int: ...
 
 
-def _only(_key: bytes, _partitions: int) -> int:
-    return _ONLY
+def _only(keys: Sequence[bytes], _partitions: int) -> list[int]:
+    return [_ONLY] * len(keys)
 
 
-_PARTITIONERS: dict[str, Callable[[bytes, int], int]] = {
-    "crc32": crc32_partition,
-    "murmur2": murmur2_partition,
+_PARTITIONERS: dict[str, Callable[[Sequence[bytes], int], list[int]]] = {
+    "crc32": crc32_partitions,
+    "murmur2": murmur2_partitions,
     "sticky": _only,
     "none": _only,
 }
+
+
+def _places(
+    partitions_of: Callable[[Sequence[bytes], int], list[int]],
+    keys: Sequence[bytes | None],
+    partitions: int,
+) -> list[int]:
+    """Return where each record goes: one without a key wherever the next one does."""
+    if None in keys:
+        return [_ONLY if key is None else partitions_of((key,), partitions)[0] for key in keys]
+    return partitions_of(cast("Sequence[bytes]", keys), partitions)
 
 
 class Builders:
@@ -66,7 +77,7 @@ class Builders:
         self._codec = codec
         self._pace = pace
         self._bytes_max = bytes_max
-        self._partition_of = _PARTITIONERS[partitioner]
+        self._partitions_of = _PARTITIONERS[partitioner]
         self._partitioned = partitioner != "none"
         self._open: dict[int, wire.Builder] = {}  # by partition, _ONLY for the only one
         self._sticky_turn = 0
@@ -91,16 +102,11 @@ class Builders:
         as a dozen records.
         """
         places: defaultdict[int, list[Timed]] = defaultdict(list)
-        for at, one in zip(self._places(keys), timed, strict=True):
+        at_each = _places(self._partitions_of, keys, self.partitions)
+        for at, one in zip(at_each, timed, strict=True):
             places[at].append(one)
         for at, ordered in places.items():
             self._fill(at, chunk, ordered, now_s)
-
-    def _places(self, keys: Sequence[bytes | None]) -> list[int]:
-        partition_of, partitions = self._partition_of, self.partitions
-        if partition_of is _only:
-            return [_ONLY] * len(keys)
-        return [_ONLY if key is None else partition_of(key, partitions) for key in keys]
 
     def _fill(self, at: int, chunk: Chunk, timed: list[Timed], now_s: float) -> None:
         taken = 0
@@ -162,8 +168,7 @@ class Builders:
 
     def one(self, record: wire.Record, like: Batch) -> Batch:
         """Seal one record alone, in place of ``like``: it settles what that would have."""
-        key = record.key
-        at = _ONLY if key is None else self._partition_of(key, self.partitions)
+        (at,) = _places(self._partitions_of, [record.key], self.partitions)
         sealed = wire.reseal(like, [record], self._codec)
         sealed.partition = max(at, 0)
         return sealed
@@ -188,10 +193,9 @@ def repartition(
     batches: list[Batch], partitions: int, *, partitioner: str, codec: wire.Codec, bytes_max: int
 ) -> list[Batch]:
     """Seal the records of ``batches`` anew, in file order, for a topic of ``partitions``."""
-    partition_of = _PARTITIONERS[partitioner]
 
     def chosen(key: bytes | None, before: int) -> int:
-        at = _ONLY if key is None else partition_of(key, partitions)
+        (at,) = _places(_PARTITIONERS[partitioner], [key], partitions)
         return before % partitions if at == _ONLY else at
 
     return wire.repartition(batches, chosen, codec, bytes_max)

@@ -13,7 +13,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from itertools import accumulate, chain
+from itertools import accumulate, chain, repeat
 from typing import NamedTuple, TypeVar
 
 from aiokafka.record._crecords.cutil import crc32c_cython
@@ -104,45 +104,44 @@ class Builder:
 
         The first one of a batch is, as by ``extend``.
         """
-        stamps, bodies = [at_ms for at_ms, _ in timed], [made for _, made in timed]
         if not timed:
             return 0
+        stamps, bodies = [at_ms for at_ms, _ in timed], [made for _, made in timed]
         if not self.count:
             self._first_ms = self._max_ms = stamps[0]
         if self.span is not None:
             bodies = self._traced(bodies, self.span)
-        befores = self._befores(stamps)
-        lengths = [len(made) + len(before) for made, before in zip(bodies, befores, strict=True)]
+        starts = self._starts(stamps)
+        offsets = varints(range(self.count, self.count + len(stamps)))
+        lengths = [
+            len(start) + len(offset) + len(made)
+            for start, offset, made in zip(starts, offsets, bodies, strict=False)
+        ]
         sizes = varints(lengths)
         taken = self._fitting(lengths, sizes)
-        self._parts += chain.from_iterable(
-            zip(sizes[:taken], befores[:taken], bodies[:taken], strict=True)
-        )
+        records = zip(sizes[:taken], starts, offsets, bodies, strict=False)
+        self._parts += chain.from_iterable(records)
         self.count += taken
-        if taken:
-            self._max_ms = max(self._max_ms, *stamps[:taken])
+        self._max_ms = max([self._max_ms, *stamps[:taken]])
         return taken
 
-    def _befores(self, stamps: list[int]) -> list[bytes]:
-        """Return what stands between the length and the body of each record, one for each stamp."""
-        offsets = varints(range(self.count, self.count + len(stamps)))
+    def _starts(self, stamps: list[int]) -> Iterable[bytes]:
+        """Return what each record begins with, behind its length: attributes and time."""
         first_ms = self._first_ms
-        if stamps.count(stamps[0]) == len(stamps):  # as they are, but where events bring their own
-            start = b"\0" + varint(stamps[0] - first_ms)
-            return [start + offset for offset in offsets]
-        return [
-            b"\0%b%b" % (varint(at_ms - first_ms), offset)
-            for at_ms, offset in zip(stamps, offsets, strict=True)
-        ]
+        if stamps.count(stamps[0]) == len(stamps):  # always, but where events bring their own
+            return repeat(b"\0" + varint(stamps[0] - first_ms))
+        return [b"\0" + varint(at_ms - first_ms) for at_ms in stamps]
 
     def _fitting(self, lengths: list[int], sizes: list[bytes]) -> int:
         """Return how many of these records there is room for, and take it up."""
-        ends = [*accumulate(a + len(size) for a, size in zip(lengths, sizes, strict=True))]
-        taken = bisect_right(ends, self._room)
-        if not taken and not self.count:
-            taken = 1
-        if taken:
-            self._room -= ends[taken - 1]
+        whole, taken = sum(lengths) + sum(map(len, sizes)), len(lengths)
+        if whole > self._room:
+            ends = [*accumulate(a + len(size) for a, size in zip(lengths, sizes, strict=True))]
+            taken = bisect_right(ends, self._room)
+            if not taken and not self.count:
+                taken = 1
+            whole = ends[taken - 1] if taken else 0
+        self._room -= whole
         return taken
 
     def hold(self, chunk: Chunk) -> None:

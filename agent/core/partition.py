@@ -4,6 +4,7 @@ crc32     librdkafka's ``consistent``: a key without bytes goes where CRC-32 of 
 murmur2   the default of the Java client, librdkafka's ``murmur2``, for records with a key
 """
 
+from collections.abc import Sequence
 from struct import Struct, unpack_from
 from typing import Final
 from zlib import crc32
@@ -20,12 +21,22 @@ def crc32_partition(key: bytes | None, partitions: int) -> int:
     return crc32(key or b"") % partitions
 
 
+def crc32_partitions(keys: Sequence[bytes], partitions: int) -> list[int]:
+    """Return what ``crc32_partition`` does of each."""
+    return [crc32(key) % partitions for key in keys]
+
+
 def murmur2_partition(key: bytes | None, partitions: int) -> int:
     """Return a number in ``[0, partitions)``; no key counts as an empty one.
 
     Java clears the sign bit (``Utils.toPositive``) before it takes the remainder.
     """
     return (murmur2(key or b"") & 0x7FFFFFFF) % partitions
+
+
+def murmur2_partitions(keys: Sequence[bytes], partitions: int) -> list[int]:
+    """Return what ``murmur2_partition`` does of each."""
+    return [murmur2_partition(key, partitions) for key in keys]
 
 
 def murmur2(key: bytes) -> int:

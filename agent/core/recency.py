@@ -1,5 +1,6 @@
 """Whether the time that an event gives is near enough to the reader's clock. Pure."""
 
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -39,14 +40,17 @@ class Recency:
         if not timestamps:
             return True
         # No text can make up for its neighbour: one that holds a newline has no shape of the list.
-        shapes = "\n".join(timestamps).encode().translate(DIGITS).split(b"\n")
-        if len(shapes) != len(timestamps) or not _UTC_SHAPES.issuperset(shapes):
+        shapes = "\n".join(timestamps).encode().translate(DIGITS)
+        shape = shapes[: len(timestamps[0])]
+        if shape not in _UTC_SHAPES or shapes != b"\n".join([shape] * len(timestamps)):
             return False
         try:
-            at = [*map(_from_iso, timestamps)]
+            deque(map(_from_iso, timestamps), maxlen=0)
         except ValueError:  # out of range, or a leap second
             return False
-        return self._oldest <= min(at) and max(at) <= self._latest
+        # of one shape, they are in the order of their texts
+        first, last = _from_iso(min(timestamps)), _from_iso(max(timestamps))
+        return self._oldest <= first and last <= self._latest
 
     def suspect(self, timestamp: str) -> bool | None:
         """Return whether the timestamp is too far from now, None if it is malformed."""

@@ -182,9 +182,9 @@ class Recorder:
         behind_more = alone + b","
         keys: list[bytes | None] = []
         bodies: list[bytes] = []
-        for one, (front, text), (start, end) in zip(found, written, places, strict=True):
+        for one, (front, text), place in zip(found, written, places, strict=True):
             if isinstance(one, Decoded):
-                key, value, headers = self._record(one, (front, text), start, end)
+                key, value, headers = self._record(one, (front, text), *place)
                 keys.append(key)
                 bodies.append(body(key, value, headers))
                 continue
@@ -192,12 +192,12 @@ class Recorder:
             key = (one.event_id or "").encode() if by_id else key_of(one, None)
             own = alone if text[0] == _CLOSED else behind_more
             value_bytes = len(front) + len(own) + len(text)
-            place = b"%d;%d" % (start, end)
+            where = b"%d;%d" % place
             parts = (
                 sized(key) if key is None or len(key) >= TABLE_MAX else VARINTS[len(key)] + key,
                 VARINTS[value_bytes] if value_bytes < TABLE_MAX else varint(value_bytes),
                 front, own, text,
-                tails[type(one)], VARINTS[source_bytes + len(place)], source, place,
+                tails[type(one)], VARINTS[source_bytes + len(where)], source, where,
             )  # fmt: skip
             bodies.append(b"".join(parts))
             keys.append(key)

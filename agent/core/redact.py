@@ -204,8 +204,7 @@ class Redactor:
         for rule in self._rules:
             if not rule.may_find(left, digits):
                 continue
-            seen = left if rule.never is None else rule.never.sub(blank, left)
-            spans = merged(rule.find(seen))
+            spans = merged(rule.find(rule.seen(left)))
             found += [(span, rule) for span in spans]
             left = blanked(left, spans)
         return sorted(found, key=lambda one: one[0])

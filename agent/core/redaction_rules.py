@@ -11,8 +11,8 @@ from ipaddress import IPv6Address
 from typing import Final, Literal, NamedTuple, get_args
 
 from agent.core.addresses import ipv4s, ipv6s
-from agent.core.phones import NEVER, phones
-from agent.core.spans import Span
+from agent.core.phones import phones, without_others
+from agent.core.spans import Span, blank
 
 VERSION: Final = "3"
 """Of the rules, sent with every event. To be raised when any of them finds more or less."""
@@ -36,8 +36,8 @@ class Rule(NamedTuple):
     """It finds nothing in a text that has fewer than so many of these characters."""
     digits_min: int = 0
     """Nor in one with fewer digits."""
-    never: re.Pattern[str] | None = None
-    """What is not its kind, whatever is in it: ``find`` must not see that, and other rules may."""
+    seen: Callable[[str], str] = str
+    """Hides what is not its kind: ``find`` must not see that, and other rules may."""
 
     def may_find(self, text: str, digits: int) -> bool:
         """Return False only if it finds nothing in ``text``, which has so many ``DIGITS``."""
@@ -192,6 +192,11 @@ _UUID = re.compile(
     r"(?<![0-9A-Za-z])[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])"
 )
 """The last two parts of one in 60,000 are together a valid Belgian IBAN."""
+_UUID_DASHES: Final = 4
+
+
+def without_uuids(text: str) -> str:
+    return _UUID.sub(blank, text) if text.count("-") >= _UUID_DASHES else text
 
 
 def _digits(text: str) -> str:
@@ -204,13 +209,13 @@ def _alnum(text: str) -> str:
 
 RULES: Final[dict[Kind, Rule]] = {
     "email": Rule("email", _emails, lambda found: found.replace("%40", "@").lower(), ("@%", 1)),
-    "iban": Rule("iban", _ibans, _alnum, digits_min=7, never=_UUID),
-    "card": Rule("card", _cards, _digits, digits_min=12, never=_UUID),
+    "iban": Rule("iban", _ibans, _alnum, digits_min=7, seen=without_uuids),
+    "card": Rule("card", _cards, _digits, digits_min=12, seen=without_uuids),
     "ssn": Rule("ssn", _ssns, _digits, digits_min=9),
     "ipv6": Rule("ipv6", ipv6s, lambda found: str(IPv6Address(found)), (":", 2)),
     "ipv4": Rule(
         "ipv4", ipv4s, lambda found: ".".join(str(int(n)) for n in found.split(".")), (".", 3)
     ),
-    "phone": Rule("phone", phones, _digits, digits_min=7, never=NEVER),
+    "phone": Rule("phone", phones, _digits, digits_min=7, seen=without_others),
 }
 assert tuple(RULES) == KINDS

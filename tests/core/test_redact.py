@@ -14,6 +14,7 @@ from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
 from agent.core.events import Event, ModelResponse, UserFeedback
 from agent.core.folding import _FOREIGN, folded, folds
+from agent.core.phones import _phones, phones
 from agent.core.policy import SchemaPolicy
 from agent.core.record import write_all
 from agent.core.redact import (
@@ -24,6 +25,7 @@ from agent.core.redact import (
     Redactor,
 )
 from agent.core.redaction_rules import DIGITS, KINDS, RULES, Kind, Rule
+from agent.core.spans import merged
 from agent.core.suspicion import suspects, suspicious
 from tests.examples import EXAMPLES
 
@@ -166,6 +168,38 @@ def test_what_looks_like_an_id_is_passed_only_where_no_rule_finds_anything(text:
 def test_a_rule_finds_nothing_where_it_may_find_nothing(kind: Kind, text: str) -> None:
     rule = RULES[kind]
     assert rule.may_find(text, sum(map(text.count, DIGITS))) or not [*rule.find(text)]
+
+
+AROUND = [
+    *(
+        PHONE,
+        "415-555-0123",
+        "555 0123",
+        "55 50 12 3",
+        "07700 900 123",
+        "answering me under",
+        "tel",
+    ),
+    *(
+        "messages us on",
+        " number is ",
+        "mobiltelefon-nummer",
+        "ref",
+        "order no. ",
+        "-Fax",
+        " (office",
+    ),
+    *(" mobile", ")", "\n", " ", "   ", ",", ".", ";", "#", " ext. 12", "x9", "users", "1", "00"),
+    *("word " * 12, "\t" * 60, "z" * 70, "2026-11-23", "4b8c0f9e-1111-4222-8333-444455556666"),
+]
+
+
+@settings(max_examples=EXAMPLES * 5)
+@given(st.lists(st.sampled_from(AROUND), max_size=9).map("".join))
+@example("555 0123 mobile" + " " * 200 + "users")
+@example("answering me under 4 1 5 5 5 5 0" + " " * 100 + "1")
+def test_phones_are_looked_for_around_digits_and_found_as_everywhere(text: str) -> None:
+    assert merged(_phones(text, 0, len(text))) == merged(phones(text))
 
 
 @pytest.mark.parametrize("id_", ["60475084f1", "s-60475084f1", "u-60475084", "sess_9e60475084"])
