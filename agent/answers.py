@@ -97,7 +97,13 @@ def unavailable(error: Exception) -> SinkUnavailable:
     if isinstance(error, HandshakeFailed):
         return SinkUnavailable(error.reason, error.detail)
     reasons = (UNAVAILABLE[kind] for kind in type(error).__mro__ if kind in UNAVAILABLE)
-    return SinkUnavailable(next(reasons, "kafka_error"), f"{type(error).__name__}: {error}")
+    return SinkUnavailable(next(reasons, "kafka_error"), _named(error))
+
+
+def _named(error: Exception) -> str:
+    """Return its name and text; those of aiokafka begin with their name by themselves."""
+    name, text = type(error).__name__, str(error)
+    return text if text.startswith(name) else f"{name}: {text}"
 
 
 VERIFY: dict[int, str] = {

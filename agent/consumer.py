@@ -203,7 +203,7 @@ async def connected(kafka: Kafka) -> AsyncIterator[Reader]:
     )
     try:
         async with asyncio.timeout(2 * kafka.request_timeout_s):
-            await consumer.start()
+            await _started(consumer, kafka)
         yield Reader(consumer, 2 * kafka.request_timeout_s)
     except (errors.UnsupportedCodecError, NotImplementedError) as error:
         raise AgentError(f"records cannot be unpacked: {error}") from None
@@ -212,6 +212,14 @@ async def connected(kafka: Kafka) -> AsyncIterator[Reader]:
     finally:
         await _stopped(consumer)
         ours.close()
+
+
+async def _started(consumer: Any, kafka: Kafka) -> None:
+    try:
+        await consumer.start()
+    except errors.KafkaConnectionError as error:  # its text has how sockets name their families
+        asked = ", ".join(kafka.bootstrap_servers)
+        raise errors.KafkaConnectionError(f"none of {asked} answers") from error
 
 
 async def _stopped(consumer: Any) -> None:

@@ -22,6 +22,7 @@ PAGE_LETTERS = 500
 MAY_NOT_READ = (
     "a node's own may only write; give --consumer-config with an account that may Read and Describe"
 )
+STORE_ALONE = "what waits on this node is had by --from store"
 
 
 class Where(NamedTuple):
@@ -64,9 +65,11 @@ async def _of_topic(
                 for record in page:
                     yield _letter_of(record)
     except SinkUnavailable as error:
-        if error.reason not in {"topic_denied", "cluster_denied"}:
-            raise
-        raise AgentError(f"{error}: {MAY_NOT_READ}") from None
+        if error.reason in {"topic_denied", "cluster_denied"}:
+            raise AgentError(f"{error}: {MAY_NOT_READ}") from None
+        if where.store and only is None and _has_store(where.config):
+            raise AgentError(f"{error}: {STORE_ALONE}") from None
+        raise
 
 
 async def _windows(
@@ -99,7 +102,7 @@ def _offset(name: str) -> tuple[int, int]:
 
 def _stored(config: Config) -> Iterator[Letter]:
     """Yield what the topic has not got yet; nothing where no agent has run."""
-    if not (config.agent.state_dir / "spool.db").exists():
+    if not _has_store(config):
         return
     try:
         pages: Iterator[Any] = asking.ask(config.agent.state_dir, "export", queue=QUEUE)
@@ -108,6 +111,10 @@ def _stored(config: Config) -> Iterator[Letter]:
     except NotRunning:
         with offline.taken(config) as state, offline.spool(state) as spool:
             yield from map(_letter, offline.spooled(spool.queues[QUEUE]))
+
+
+def _has_store(config: Config) -> bool:
+    return (config.agent.state_dir / "spool.db").exists()
 
 
 def _letter(shown: dict[str, Any]) -> Letter:
