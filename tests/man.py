@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
+from textwrap import dedent
 
 import click
 
@@ -92,7 +93,7 @@ def _verbatim(text: str) -> list[str]:
     text = text.removeprefix(VERBATIM)
     heading = HEADING.match(text)
     assert heading, f"a block of help without a heading: {text!r}"
-    body = "\n".join(_plain(line) for line in text[heading.end() :].splitlines())
+    body = "\n".join(_plain(line) for line in dedent(text[heading.end() :]).splitlines())
     return _section(heading[1].upper(), f".nf\n{body}\n.fi")
 
 

@@ -195,7 +195,7 @@ def test_a_file_is_explained_and_begins_elsewhere(agent: Agent, running: bool) -
 
     asked = typed(agent, *reset, "start", said="y\n")
 
-    assert f"{size} bytes go again" in asked.out
+    assert f"{size:,} bytes go again" in asked.out
     if not running:
         agent.start()
     agent.until(lambda: agent.metric("events_delivered_total") >= LINES * (1 + running), "again")
@@ -254,7 +254,7 @@ def test_of_the_store_some_are_dropped_and_the_others_arrive(
         if not running:
             assert 0 == agent.stop()
         purge = "dlq", "purge", "--client", "shop", "--reason", "invalid_json"
-        assert "1 dead letters would be dropped" in typed(agent, *purge, "--dry-run").out
+        assert "1 dead letter would be dropped" in typed(agent, *purge, "--dry-run").out
         made = json.loads(typed(agent, *purge, "--yes", "--json").out)
 
         assert {"records": 1, "stay": 0, "dry_run": False} == made

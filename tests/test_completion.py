@@ -40,6 +40,10 @@ def completed(words: str, at: int) -> list[str]:
         ("feedback-agent audit ", 2, "plain,verify"),
         ("feedback-agent doctor --j", 2, "plain,--json"),
         ("feedback-agent completion f", 2, "plain,fish"),
+        ("feedback-agent dlq purge --reason inv", 4, "plain,invalid_json"),
+        ("feedback-agent checkpoint reset a.jsonl --to e", 5, "plain,end"),
+        ("feedback-agent checkpoint reset a", 3, "file,a"),
+        ("feedback-agent explain a", 2, "file,a"),
     ],
 )
 def test_commands_options_and_choices_are_completed(words: str, at: int, found: str) -> None:

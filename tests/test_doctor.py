@@ -184,7 +184,7 @@ def test_files_that_may_not_be_read_are_counted_and_one_is_named(tmp_path: Path)
     permissions = obedient(tmp_path, "source.permissions")
 
     assert "fail" == permissions["verdict"]
-    assert "may not read 1 files (acme/b.jsonl for one) and 0 directories" in permissions["found"]
+    assert "may not read 1 file (acme/b.jsonl for one) and 0 directories" in permissions["found"]
 
 
 def test_the_name_of_a_file_is_shown_as_elsewhere(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import BinaryIO
 import click
 import msgspec
 
-from agent.cli.options import AS_JSON, CONFIG, load, tell
+from agent.cli.options import AS_JSON, CONFIG, JSON_ANYWAY, load, tell
 from agent.errors import EXIT_FOUND, EXIT_OK
 
 COPY = click.File("rb")
@@ -42,7 +42,8 @@ def audit_verify(
     Examples:
       feedback-agent audit verify --config config.yaml
       feedback-agent audit verify /var/lib/feedback-agent/audit.jsonl --json
-      kcat -b kafka:9092 -C -t feedback-audit -e -K '\\t' | feedback-agent audit verify --against -
+      kcat -b kafka:9092 -C -t feedback-audit -e -K '\\t' > copy
+      feedback-agent audit verify --against copy
     """
     from agent.operator import verify_audit, verify_topic
 
@@ -62,6 +63,7 @@ def audit_verify(
 
 @audit.command("show")
 @CONFIG
+@JSON_ANYWAY
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--since", metavar="TIME", help="From then on, as 2026-01-31 or 2026-01-31T12:00Z.")
 @click.option("--event", metavar="NAME", help="As file.refused, or file for all of them.")

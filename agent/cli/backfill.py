@@ -56,7 +56,7 @@ def backfill(
     state: Path | None,
     as_json: bool,
 ) -> int:
-    """Send files that the agent does not follow: archives, or what lay there before it.
+    """Send files that the agent does not follow, as archives.
 
     PATH is a file, or a directory of which all matching files are taken, .gz and .zst too. A client
     is the first directory below --root, as with the agent. The same command again goes on where it
@@ -70,7 +70,7 @@ def backfill(
       feedback-agent backfill /var/lib/feedback/checkout/old.jsonl.gz --dry-run
       feedback-agent backfill /mnt/archive --root /mnt/archive --rate 5000
       feedback-agent backfill lost.jsonl --client checkout --since 2026-01-31
-      feedback-agent backfill /mnt/archive --root /mnt/archive --topic again --json
+      feedback-agent backfill /mnt/old --root /mnt/old --topic again --json
     """
     loaded = load(config_path)
     from agent import assembly

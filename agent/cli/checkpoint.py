@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from agent.cli.options import AS_JSON, CONFIG, load
+from agent.cli.options import AS_JSON, CONFIG, completes, load
 from agent.errors import EXIT_FOUND, EXIT_OK
 
 YES = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -14,9 +14,9 @@ YES = click.option("--yes", is_flag=True, help="Do not ask.")
 @click.command()
 @CONFIG
 @AS_JSON
-@click.argument("file")
+@click.argument("file", type=click.Path())
 def explain(config_path: Path | None, as_json: bool, file: str) -> int:
-    """Say who FILE is to the agent, how far it is, and why it is read or not.
+    """Say how far FILE is, and why it is read or not.
 
     FILE is a path, or one below source.root as /status has it. A running agent answers itself;
     with the agent down its checkpoints and the rules are asked. Exit code 1 where it is not read.
@@ -38,7 +38,10 @@ def explain(config_path: Path | None, as_json: bool, file: str) -> int:
 
 @click.group()
 def checkpoint() -> None:
-    """List checkpoints, or let reading of a file begin elsewhere; see docs/control.md."""
+    """List checkpoints, or let a file begin elsewhere.
+
+    See docs/control.md.
+    """
 
 
 @checkpoint.command("list")
@@ -49,9 +52,9 @@ def checkpoint() -> None:
 def checkpoint_list(
     config_path: Path | None, as_json: bool, pattern: str | None, every: bool
 ) -> None:
-    """List how far files are settled on disk: JSON prints an object a line.
+    """List how far files are settled on disk.
 
-    PATTERN is one of paths below source.root; * stands for / too.
+    JSON prints an object a line. PATTERN is one of paths below source.root; * stands for / too.
 
     \b
     Examples:
@@ -71,18 +74,20 @@ def checkpoint_list(
 @checkpoint.command("reset")
 @CONFIG
 @AS_JSON
-@click.argument("file")
-@click.option("--to", required=True, metavar="start|end|OFFSET", help="Where a line begins.")
+@click.argument("file", type=click.Path())
+@click.option("--to", required=True, metavar="start|end|OFFSET", help="Where a line begins.",
+              shell_complete=completes("start", "end"))  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would do.")
 @YES
 def checkpoint_reset(
     *, config_path: Path | None, as_json: bool, file: str, to: str, dry_run: bool, yes: bool
 ) -> int:
-    """Let reading of FILE begin at another place, as a new generation of it.
+    """Let reading of FILE begin at another place.
 
-    Lines that are sent again have the same event_id only where the app gave them one. Lines that
-    are passed over are never sent. A running agent does it itself, between two reads; else its
-    state directory is changed. The audit log says who wanted it.
+    It begins a new generation of it. Lines that are sent again have the same event_id only where
+    the app gave them one. Lines that are passed over are never sent. A running agent does it
+    itself, between two reads; else its state directory is changed. The audit log says who wanted
+    it.
 
     \b
     Examples:

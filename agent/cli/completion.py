@@ -12,15 +12,17 @@ VARIABLE = "_FEEDBACK_AGENT_COMPLETE"
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print a script that completes commands, options and files in SHELL: bash, zsh or fish.
+    """Print a script by which a shell completes what it has.
 
-    Bash wants version 4.4 or later, zsh its compinit.
+    SHELL is bash, zsh or fish; commands, options and files are completed. Bash wants version 4.4 or
+    later, zsh its compinit.
 
     \b
     Examples:
       feedback-agent completion bash > /etc/bash_completion.d/feedback-agent
       feedback-agent completion zsh > "${fpath[1]}/_feedback-agent"
-      feedback-agent completion fish > ~/.config/fish/completions/feedback-agent.fish
+      cd ~/.config/fish/completions
+      feedback-agent completion fish > feedback-agent.fish
     """
     made = get_completion_class(shell)
     assert made is not None, "one of SHELLS"

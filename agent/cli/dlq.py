@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,53 +12,20 @@ from typing import Any, TypeVar
 import click
 
 from agent import config
-from agent.cli.options import AS_JSON, CONFIG, instant, load
+from agent.cli.choosing import matching, selecting
+from agent.cli.options import AS_JSON, CONFIG, JSON_ANYWAY, load
 from agent.errors import EXIT_FOUND, EXIT_OK
 
 SCREEN_LETTERS = 50
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _ms(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    at_s = instant(ctx, param, value)
-    return None if at_s is None else int(at_s * 1000)
-
-
-def matching(command: F) -> F:
-    """Give a command what tells dead letters from one another."""
-    for option in (
-        click.option("--until", "until_ms", metavar="TIME", callback=_ms, help="Read before."),
-        click.option("--since", "since_ms", metavar="TIME", callback=_ms, help="Read from then."),
-        click.option("--client", metavar="NAME", help="Of this one."),
-        click.option("--reason", metavar="NAME", help="With this one, as schema or oversize."),
-    ):
-        command = option(command)
-    return command
-
-
-def selecting(command: F) -> F:
-    """Give a command what chooses dead letters, wherever they lie."""
-    for option in (
-        matching,
-        click.option(
-            "--from", "origin", default="all", type=click.Choice(["all", "topic", "store"]),
-            help="The topic, this node's store, or both.",
-        ),
-        click.option(
-            "--consumer-config", "consumer_path", type=click.Path(path_type=Path),
-            help="Read the topic by the section kafka of this YAML file: brokers, TLS, SASL. A "
-            "node's own account may only write.",
-        ),
-        CONFIG,
-    ):  # fmt: skip
-        command = option(command)
-    return command
 
 
 @click.group()
 def dlq() -> None:
-    """Look at dead letters, and send them again once they are events; see docs/dead-letters.md."""
+    """Look at dead letters, send them again, drop them.
+
+    See docs/dead-letters.md.
+    """
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it says, the error says again
 
 
@@ -67,9 +34,10 @@ def dlq() -> None:
 @AS_JSON
 @click.option("--limit", type=click.IntRange(min=1), help="The newest so many.  [default: 50]")
 def dlq_list(*, as_json: bool, limit: int | None, **selected: Any) -> None:
-    """List dead letters, oldest first, and count them by reason and client.
+    """List dead letters, oldest first, and count them.
 
-    JSON prints an object a line, all of them unless --limit says less.
+    They are counted by reason and client. JSON prints an object a line, all of them unless --limit
+    says less.
 
     \b
     Examples:
@@ -118,6 +86,7 @@ def dlq_show(*, as_json: bool, id: str, raw: bool, **selected: Any) -> None:  # 
 
 @dlq.command("export")
 @selecting
+@JSON_ANYWAY
 @click.option("--output", type=click.Path(path_type=Path), help="A new file.  [default: stdout]")
 def dlq_export(*, output: Path | None, **selected: Any) -> None:
     """Print dead letters with their payload as JSON lines. Nothing is removed.
@@ -154,15 +123,16 @@ def dlq_replay(
     *, as_json: bool, ids: tuple[str, ...], schema_dir: Path | None, record_path: Path | None,
     force: bool, dry_run: bool, **selected: Any,
 ) -> int:  # fmt: skip
-    """Send dead letters to the events' topic, where they are events by the present rules.
+    """Send dead letters again that are events by now.
 
-    Without ID all that are selected. The topic keeps dead letters: what was replayed is noted, and
-    left out the next time. Exit code 1 if any could not be sent.
+    They go to the events' topic, as the present rules make them. Without ID all that are selected.
+    The topic keeps dead letters: what was replayed is noted, and left out the next time. Exit code
+    1 if any could not be sent.
 
     \b
     Examples:
       feedback-agent dlq replay --reason schema --dry-run
-      feedback-agent dlq replay --reason unknown_type --schema /etc/feedback-agent/schemas
+      feedback-agent dlq replay --reason unknown_type --schema ./schemas
       feedback-agent dlq replay 0:17 0:18 --force
     """
     from agent.operator import replay_letters
@@ -188,24 +158,28 @@ def dlq_replay(
 def dlq_purge(
     *, config_path: Path | None, as_json: bool, dry_run: bool, yes: bool, **matched: Any
 ) -> None:
-    """Drop dead letters in this node's store: those that the topic has not got. They are lost.
+    """Drop dead letters of this node's store. They are lost.
 
-    Without --reason, --client, --since or --until all of them. Those in the topic are Kafka's:
-    retention.ms deletes them, or kafka-delete-records.sh. The audit log says who dropped how many.
+    They are those that the topic has not got. Without --reason, --client, --since or --until all of
+    them. Those in the topic are Kafka's: retention.ms deletes them, or kafka-delete-records.sh. The
+    audit log says who dropped how many.
 
     \b
     Examples:
-      feedback-agent dlq export --from store --output before.jsonl && feedback-agent dlq purge
+      feedback-agent dlq export --from store --output before.jsonl
+      feedback-agent dlq purge
       feedback-agent dlq purge --reason schema --until 2026-01-31 --dry-run
       feedback-agent dlq purge --client app --yes --json
     """
-    from agent.operator import dead_letters
+    from agent.operator import dead_letters, screen
 
     loaded, wanted = load(config_path), _wanted(matched)
     if not (yes or dry_run):
         found = dead_letters.purge(loaded, wanted, dry_run=True)
         if found.records:
-            asked = f"Drop {found.records:,} dead letters of the store? Nobody else has them"
+            what = screen.counted(found.records, "dead letter")
+            whom = "it" if found.records == 1 else "them"
+            asked = f"Drop {what} of the store? Nobody else has {whom}"
             click.confirm(asked, abort=True, err=True)
     made = dead_letters.purge(loaded, wanted, dry_run=dry_run)
     if as_json:

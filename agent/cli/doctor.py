@@ -14,12 +14,13 @@ from agent.errors import EXIT_FOUND, EXIT_OK
 @CONFIG
 @AS_JSON
 def doctor(*, config_path: Path | None, as_json: bool) -> int:
-    """Say whether the agent would work here: each check ok, warn or fail, with what to do.
+    """Say whether the agent would work here, and what to do.
 
-    Looks at the configuration, the source directory and who may read it, limits of the kernel, the
-    state directory and its disk, clocks, and over the agent's own connections at Kafka: TLS, SASL,
-    ACLs, topics and their settings. Run it as the user that the agent runs as, where it runs. It
-    writes nothing, neither here nor to Kafka, and may be run beside a running agent.
+    Each check is ok, warn or fail. Looks at the configuration, the source directory and who may
+    read it, limits of the kernel, the state directory and its disk, clocks, and over the agent's
+    own connections at Kafka: TLS, SASL, ACLs, topics and their settings. Run it as the user that
+    the agent runs as, where it runs. It writes nothing, neither here nor to Kafka, and may be run
+    beside a running agent.
 
     Exit code 1 if anything fails; a warning is none. Names of checks do not change.
 
@@ -27,7 +28,7 @@ def doctor(*, config_path: Path | None, as_json: bool) -> int:
     Examples:
       feedback-agent doctor --config config.yaml
       kubectl exec ds/feedback-agent -- feedback-agent doctor
-      feedback-agent doctor --json | jq '.findings[] | select(.verdict == "fail")'
+      feedback-agent doctor --json | jq '.findings[] | select(.verdict!="ok")'
     """
     from agent.operator import doctor as room
     from agent.operator import screen

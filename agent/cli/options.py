@@ -1,7 +1,7 @@
 """Options that several commands have, and how all of them print."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +21,20 @@ CONFIG = click.option(
 )
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+JSON_ANYWAY = click.option(
+    "--json", is_flag=True, expose_value=False, help="Nothing else: JSON is all that it prints."
+)
+"""Of what has no other way to print: a script may give it to every command."""
+
+
+def completes(*words: str) -> Callable[..., list[str]]:
+    """Return what a shell offers at TAB where other words are allowed too."""
+
+    def offered(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+        return [word for word in words if word.startswith(begun)]
+
+    return offered
 
 
 def load(path: Path | None) -> config.Config:

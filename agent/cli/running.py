@@ -14,10 +14,11 @@ from agent.cli.options import CONFIG, json_text, load
 @click.command()
 @CONFIG
 def run(config_path: Path | None) -> int:
-    """Ship until SIGTERM or SIGINT, then drain for at most agent.drain_s seconds.
+    """Ship until SIGTERM or SIGINT, then drain.
 
-    A second signal stops at once. What was not acknowledged by then is read again at the next
-    start. SIGHUP: look at secrets and rules of redaction now, and not within 10 seconds.
+    That takes at most agent.drain_s seconds. A second signal stops at once. What was not
+    acknowledged by then is read again at the next start. SIGHUP: look at secrets and rules of
+    redaction now, and not within 10 seconds.
 
     \b
     Examples:
@@ -45,11 +46,11 @@ def run(config_path: Path | None) -> int:
     "--output-schema", is_flag=True, help="Print the JSON Schema of an event in the topic."
 )
 def check(config_path: Path | None, as_json: bool, schema: bool, output_schema: bool) -> None:
-    """Validate the configuration and print all of it, defaults filled in, secrets masked.
+    """Validate the configuration and print all of it.
 
-    The files that it names are read: rules, schemas, keys, certificates and secrets. A mistake is
-    one line on stderr and exit code 78: where it stands, what was found, what is allowed. Nothing
-    is connected to.
+    Defaults are filled in, secrets masked. The files that it names are read: rules, schemas, keys,
+    certificates and secrets. A mistake is one line on stderr and exit code 78: where it stands,
+    what was found, what is allowed. Nothing is connected to.
 
     \b
     Examples:
@@ -74,7 +75,9 @@ def check(config_path: Path | None, as_json: bool, schema: bool, output_schema: 
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after that.")
 @click.option("--lines", type=click.IntRange(min=1), help="Lines to write.")
 def demo(seconds: float | None, lines: int | None) -> int:
-    """Show a crash without a loss: an app, the agent and a broker on this machine.
+    """Show a crash without a loss, on this machine alone.
+
+    It has an app that writes, the agent, and a broker; then a table of what arrived.
 
     \b
     Examples:

@@ -8,21 +8,26 @@ from typing import Any
 
 import click
 
-from agent.cli.options import AS_JSON, CONFIG, load
+from agent.cli.options import AS_JSON, CONFIG, JSON_ANYWAY, load
 from agent.config import Config
 from agent.errors import EXIT_FOUND, EXIT_OK
 
 
 @click.group()
 def spool() -> None:
-    """Look at what waits on this node until Kafka takes it; see docs/control.md."""
+    """Look at what waits on this node until Kafka takes it.
+
+    See docs/control.md.
+    """
 
 
 @spool.command("list")
 @CONFIG
 @AS_JSON
 def spool_list(config_path: Path | None, as_json: bool) -> None:
-    """Say how much waits in each queue, and since when: JSON prints an object a line.
+    """Say how much waits in each queue, and since when.
+
+    JSON prints an object a line.
 
     \b
     Examples:
@@ -44,10 +49,11 @@ def spool_list(config_path: Path | None, as_json: bool) -> None:
 @click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds until it gives up; a running agent does not.")  # fmt: skip
 def spool_drain(config_path: Path | None, as_json: bool, wait_s: float) -> int:
-    """Let the running agent try Kafka now, and wait until the queues are empty.
+    """Try Kafka now, and wait until the queues are empty.
 
-    It does that by itself; this spares the rest of a backoff or of the breaker's cooldown. Where no
-    agent runs, this sends what waits, and nothing else. Exit code 1 if something is left.
+    The running agent does that by itself; this spares the rest of a backoff or of the breaker's
+    cooldown. Where no agent runs, this sends what waits, and nothing else. Exit code 1 if something
+    is left.
 
     \b
     Examples:
@@ -81,6 +87,7 @@ def _drain_down(loaded: Config, wait_s: float) -> list[dict[str, Any]]:
 
 @spool.command("export")
 @CONFIG
+@JSON_ANYWAY
 @click.option("--queue", default="events", show_default=True, help="Which one.",
               type=click.Choice(["events", "dead_letters"]))  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="A new file.  [default: stdout]")

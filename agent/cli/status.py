@@ -34,10 +34,11 @@ def status(
     files: int,
     as_json: bool,
 ) -> int:
-    """Say how far everything is: sinks, spool, breaker, clients, files, offsets, lag.
+    """Say how far everything is: sinks, clients, files, lag.
 
-    Asks the running agent over HTTP. Where none answers, reads the state directory and looks at the
-    files on disk: what is to be sent once it runs again. That touches nothing of either.
+    Sinks have a breaker and a spool, files an offset. Asks the running agent over HTTP. Where none
+    answers, reads the state directory and looks at the files on disk: what is to be sent once it
+    runs again. That touches nothing of either.
 
     Exit code 1 if no agent answers, or it is not healthy or not ready.
 

@@ -30,7 +30,7 @@ LONG_BYTES = 8 << 20
 def validate(
     *, config_path: Path | None, files: tuple[str, ...], show: bool, limit: int, as_json: bool
 ) -> int:
-    """Say which lines would go out and which would be rejected, and why. Sends nothing.
+    """Say which lines would be rejected and why. Sends nothing.
 
     FILE is one that an app wrote, also compressed (.gz, .zst); - reads stdin. Lines go through the
     same rooms as when they are shipped: decoded, redacted, enriched. Rejections have the number of

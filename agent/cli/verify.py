@@ -46,7 +46,7 @@ def verify(
     \b
     Examples:
       feedback-agent verify
-      feedback-agent verify --consumer-config reader.yaml /var/lib/feedback/acme
+      feedback-agent verify --consumer-config reader.yaml feedback/acme
       feedback-agent verify --since 2026-01-31T12:00Z --json
     """
     import asyncio

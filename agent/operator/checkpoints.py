@@ -12,7 +12,7 @@ from agent.config import Config
 from agent.core.explaining import Doing, Known, Named, Verdict, explain
 from agent.errors import AgentError, NotRunning
 from agent.named import beneath
-from agent.operator.screen import STYLES, cell, console, table
+from agent.operator.screen import STYLES, cell, console, counted, table
 from agent.outward import checkpoint
 from agent.positions import parsed
 from agent.resetting import Reset
@@ -105,21 +105,24 @@ def _below(config: Config, given: str) -> str:
 def say(made: Reset, begins: str) -> None:
     out = console()
     if not made.changed:
-        out.print(cell(f"{made.path} stands at {made.at} already: nothing to do"))
+        out.print(cell(f"{made.path} stands at {made.at:,} already: nothing to do"))
         return
     out.print(
-        cell(f"{made.path} {begins} at {made.at} as generation {made.generation}"),
-        cell(f"of {made.source}; it was settled up to {made.before} of {made.size} bytes"),
+        cell(f"{made.path} {begins} at {made.at:,} as generation {made.generation}"),
+        cell(f"of {made.source}; it was settled up to {made.before:,} of {made.size:,} bytes"),
     )
     if made.again_bytes:
-        again = f"{made.again_bytes} bytes go again: copies, by event_id where the app gave one"
+        again = f"{made.again_bytes:,} bytes go again: copies, by event_id where the app gave one"
         out.print(cell(again, "yellow"))
     if made.skipped_bytes:
-        out.print(cell(f"{made.skipped_bytes} bytes are passed over: never sent", "bold red"))
+        out.print(cell(f"{made.skipped_bytes:,} bytes are passed over: never sent", "bold red"))
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:
     out, gone = console(), any(row["gone_at"] is not None for row in rows)
+    if not rows:
+        out.print("no checkpoints")
+        return
     names = ("path", "source", "gen", "watermark", *(("gone",) if gone else ()))
     shown = table(*names, right=("gen", "watermark"))
     shown.columns[1].no_wrap = True
@@ -128,7 +131,7 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
         place = f"{row['generation']}", f"{row['watermark']:,}"
         shown.add_row(cell(row["path"]), cell(row["source"]), *place, *((since,) if gone else ()))
     out.print(shown)
-    out.print(f"{len(rows)} checkpoints")
+    out.print(counted(len(rows), "checkpoint"))
 
 
 def show(found: Explained) -> None:

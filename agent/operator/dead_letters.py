@@ -10,7 +10,7 @@ from agent.config import Config
 from agent.core.revival import Letter, Wanted
 from agent.errors import AgentError, NotRunning
 from agent.letters import QUEUE, Where, letters, rfc3339
-from agent.operator.screen import cell, console, table
+from agent.operator.screen import cell, console, counted, table
 from agent.outward import text
 from agent.queue import Queue
 
@@ -130,13 +130,13 @@ def show_list(found: Found) -> None:
     out.print(sums)
     total = found.counts.total()
     more = f", the newest {len(found.letters)} are shown" if total > len(found.letters) else ""
-    out.print(f"{total:,} dead letters{more}")
+    out.print(f"{counted(total, 'dead letter')}{more}")
 
 
 def show_purged(made: Purged) -> None:
     verb = "would be dropped" if made.dry_run else "dropped"
     stay = f"; {made.stay:,} more are on their way to Kafka, and stay" if made.stay else ""
-    console().print(f"{made.records:,} dead letters {verb}{stay}")
+    console().print(f"{counted(made.records, 'dead letter')} {verb}{stay}")
 
 
 def show(letter: Letter) -> None:

@@ -39,6 +39,11 @@ def cell(text: object, style: str = "") -> Text:
     return Text(escaped(str(text)), style)
 
 
+def counted(number: int, what: str) -> str:
+    """Return 1 line, 2 lines, 1,240 lines."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """Return an empty table; the columns named in ``right`` hold numbers."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")

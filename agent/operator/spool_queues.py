@@ -9,7 +9,7 @@ from agent import asking, offline
 from agent.clock import SystemClock
 from agent.config import Config
 from agent.errors import NotRunning
-from agent.operator.screen import cell, console, progress, table
+from agent.operator.screen import cell, console, counted, progress, table
 
 LOOK_S = 0.5
 HASTEN_S = 5.0
@@ -95,7 +95,8 @@ def show_drained(found: list[dict[str, Any]]) -> None:
             out.print(cell(f"{queue['queue']}: nothing is left", "green"))
         else:
             why = f"; Kafka: {why}" if why else ""
-            out.print(cell(f"{queue['queue']}: {records:,} records are left{why}", "yellow"))
+            what = f"{counted(records, 'record')} {'is' if records == 1 else 'are'} left{why}"
+            out.print(cell(f"{queue['queue']}: {what}", "yellow"))
 
 
 def _at(at_ms: int | None) -> str:

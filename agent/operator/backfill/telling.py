@@ -12,7 +12,7 @@ from agent.clock import Clock
 from agent.operator.backfill.errand import Counts, Errand
 from agent.operator.backfill.origins import Kind
 from agent.operator.backfill.selection import Left, Selection
-from agent.operator.screen import STYLES, cell, progress, table
+from agent.operator.screen import STYLES, cell, counted, progress, table
 
 PLAIN_S = 10.0
 """Between two lines about how far it is, where there is no terminal."""
@@ -169,7 +169,7 @@ def told(summary: Summary, of: Console) -> None:
     if summary.copies:
         of.print(cell(f"{_files(summary.copies)}: copies, whose lines their originals have"))
     if summary.expired:
-        late = f"{summary.expired:,} events: {expired(summary.retention_s)}"
+        late = f"{counted(summary.expired, 'event')}: {expired(summary.retention_s)}"
         of.print(cell(late, STYLES["warn"]))
     wrong = [one for one in summary.left if one.why != NOT_READ or not summary.interrupted]
     for left in wrong[:NAMED_MAX]:
@@ -191,7 +191,8 @@ def verdict(summary: Summary) -> tuple[str, str]:
         why = f"stopped before the end, {_files(summary.left_files)} left"
         found = f"{why}; {again}", STYLES["warn"]
     elif summary.put_by:
-        why = f"{summary.put_by:,} dead letters wait in {summary.state} for their topic"
+        waiting = counted(summary.put_by, "dead letter")
+        why = f"waiting in {summary.state} for their topic: {waiting}"
         found = f"{why}; {again}", STYLES["warn"]
     else:
         found = f"not all of it is in Kafka; once that is mended, {again}", STYLES["fail"]
@@ -199,7 +200,7 @@ def verdict(summary: Summary) -> tuple[str, str]:
 
 
 def _files(count: int) -> str:
-    return f"{count:,} file{'' if count == 1 else 's'}"
+    return counted(count, "file")
 
 
 def expired(retention_s: float | None) -> str:

@@ -19,6 +19,7 @@ from agent.core.discovery import Scan, Seen
 from agent.logs import escaped
 from agent.opener import Refused, birth_of, open_beneath
 from agent.operator.doctor.finding import About, Finding
+from agent.operator.screen import counted
 
 OPENED_MAX = 2000
 """Files that are opened to see whether they can be: those of a node rarely differ."""
@@ -128,7 +129,8 @@ def source_permissions(root: Path, scan: Scan, shown: Callable[[str], str]) -> F
     closed = sum(one.reason == "permission" for one in scan.unreadable)
     if denied or closed:
         one = f" ({escaped(shown(denied[0]))} for one)" if denied else ""
-        found = f"{who()} may not read {len(denied)} files{one} and {closed} directories"
+        directories = f"{closed} director{'y' if closed == 1 else 'ies'}"
+        found = f"{who()} may not read {counted(len(denied), 'file')}{one} and {directories}"
         advice = "let apps write with a common group and mode 0640 (umask 027), directories 2750"
         if os.geteuid() == 0:
             advice += "; or leave CAP_DAC_READ_SEARCH to the agent"

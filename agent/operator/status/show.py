@@ -48,6 +48,7 @@ def _running(status: Status) -> Iterator[RenderableType]:
             yield screen.cell(f"! {what}, the last good one stays: {one['problem']}", "yellow")
     made = screen.table("sink", "mode", "breaker", "spooled", "under way", "problem",
                         right=("under way",))  # fmt: skip
+    made.columns[3].no_wrap = True  # a number is read with its unit
     for name, sink in status["sinks"].items():
         made.add_row(*_sink(name, sink))
     yield made
@@ -69,7 +70,8 @@ def _sink(name: str, sink: Status) -> Iterator[Text]:
         yield screen.cell(word.replace("_", " "), LOOKS.get(word, "bold red"))
     spooled = NOTHING
     if "mode" in sink:
-        spooled = f"{count(sink['spooled_records'])} records, {size(sink['spooled_bytes'])}"
+        records = sink["spooled_records"]
+        spooled = f"{count(records)} in {size(sink['spooled_bytes'])}" if records else "0"
         if sink["spool_full"]:
             spooled += f", full: {sink['spool_full']}"
     yield screen.cell(spooled, "bold red" if sink.get("spool_full") else "")
@@ -144,7 +146,11 @@ def _more(status: Status) -> Iterator[RenderableType]:
     for one in problems[:NAMES_MAX]:
         fields = " ".join(f"{k}={v}" for k, v in one["fields"].items() if v not in {None, ""})
         age = span(max(0.0, _s(status["at"]) - _s(one["at"])))
-        yield screen.cell(f"  {age} ago, {count(one['count'])} times: {one['event']} {fields}")
+        yield screen.cell(f"  {age} ago, {_times(one['count'])}: {one['event']} {fields}")
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{count(number)} times"
 
 
 def _rest(left: int, what: str) -> Iterator[RenderableType]:

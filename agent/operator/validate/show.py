@@ -21,7 +21,7 @@ def of_file(verdict: Verdict) -> Group:
 
 def _of_file(verdict: Verdict) -> Iterator[RenderableType]:
     look = screen.STYLES["ok" if verdict.good else "fail"]
-    said = [f"{verdict.lines:,} lines", f"{verdict.events:,} events"]
+    said = [screen.counted(verdict.lines, "line"), screen.counted(verdict.events, "event")]
     others = ((verdict.rejected, "rejected"), (verdict.blank, "blank"))
     said += [f"{number:,} {what}" for number, what in others if number]
     if verdict.problem is not None:
@@ -29,8 +29,9 @@ def _of_file(verdict: Verdict) -> Iterator[RenderableType]:
     line = Text.assemble(screen.cell(verdict.file, "bold"), ": ", (", ".join(said), look))
     yield line.append(f"  {size(verdict.bytes)}", "dim") if verdict.bytes else line
     if verdict.unfinished_bytes:
-        unfinished = f"{verdict.unfinished_bytes:,} bytes at the end have no line break yet"
-        yield screen.cell(f"! {unfinished}: the agent waits for the rest", "yellow")
+        unfinished = screen.counted(verdict.unfinished_bytes, "byte")
+        said_of_it = "at the end without a line break yet: the agent waits for the rest"
+        yield screen.cell(f"! {unfinished} {said_of_it}", "yellow")
     if not verdict.rejections:
         return
     made = screen.table("line", "bytes", "type", "reason", "detail", right=("line",))

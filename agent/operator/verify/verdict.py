@@ -7,7 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from agent.core.proof import Missing
-from agent.operator.screen import STYLES, cell, table
+from agent.operator.screen import STYLES, cell, counted, table
 
 GONE_SHOWN_MAX = 100
 
@@ -173,24 +173,28 @@ def _sum(verdict: Verdict) -> RenderableType:
     if verdict.unreadable:
         what = f"{_files(verdict.unreadable)} could not be read"
         if verdict.missing:
-            what += f", and {verdict.missing:,} lines of others are missing"
+            what += f"; missing of others: {counted(verdict.missing, 'line')}"
         return cell(f"FAIL  {what}.", STYLES["fail"])
     if verdict.missing:
         where = _files(sum(1 for file in verdict.files if file.missing))
-        what = f"{verdict.missing:,} of {verdict.lines:,} lines are missing, in {where}."
+        verb = "is" if verdict.missing == 1 else "are"
+        what = (
+            f"{verdict.missing:,} of {counted(verdict.lines, 'line')} {verb} missing, in {where}."
+        )
         return cell(f"FAIL  {what}", STYLES["fail"])
     there = verdict.delivered + verdict.dead_lettered
-    what = f"{there:,} of {verdict.lines:,} lines are in Kafka, none is missing."
+    verb = "is" if there == 1 else "are"
+    what = f"{there:,} of {counted(verdict.lines, 'line')} {verb} in Kafka, none is missing."
     return cell(f"OK  {what}", STYLES["ok"])
 
 
 def _read(verdict: Verdict) -> str:
     """Return on what the verdict rests."""
     if verdict.read == "receipts":
-        return f"Read: {verdict.records:,} records, where receipts say they are."
+        return f"Read: {counted(verdict.records, 'record')}, where receipts say they are."
     since = f" since {verdict.since}" if verdict.since else ""
-    return f"Read: all {verdict.records:,} records of the topics{since}."
+    return f"Read: all {counted(verdict.records, 'record')} of the topics{since}."
 
 
 def _files(count: int) -> str:
-    return f"{count:,} file" + ("s" if count != 1 else "")
+    return counted(count, "file")
