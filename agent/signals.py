@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 
 @contextmanager
@@ -27,6 +28,17 @@ def stopping(first: Callable[[], None], second: Callable[[], None]) -> Iterator[
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def deaf_to_hangups() -> bool:
+    """Return whether SIGHUP is ignored, as nohup(1) has it. Ask before any handler is there."""
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def end_with_terminal() -> None:
+    """Let SIGHUP ask as SIGTERM does, in place of ``hanging_up``, which takes it away again."""
+    ask = partial(signal.raise_signal, signal.SIGTERM)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, ask)
 
 
 @contextmanager

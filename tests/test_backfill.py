@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.demo.broker import EmbeddedKafka
+from agent.store import Store
 from tests.backfilling import backfill, ids, interrupted, summary
 from tests.running import NOWHERE, Agent, append, event_id, feedback, mock_topics, records
 
@@ -277,7 +278,11 @@ def test_a_copy_beside_its_original_is_not_sent(agent: Agent, archive: Path) -> 
 
 @pytest.mark.parametrize(
     "by",
-    [signal.SIGINT, *(pytest.param(by, marks=LONG) for by in (signal.SIGTERM, signal.SIGKILL))],
+    [
+        signal.SIGINT,
+        signal.SIGHUP,  # its terminal is closed
+        *(pytest.param(by, marks=LONG) for by in (signal.SIGTERM, signal.SIGKILL)),
+    ],
 )
 def test_a_signal_ends_it_and_the_same_command_goes_on(
     agent: Agent, archive: Path, by: signal.Signals
@@ -303,6 +308,23 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(
     assert {1} == {len(of_line) for of_line in found.values()}
     if by is not signal.SIGKILL:
         assert {1} == set(sent(agent).values())
+
+
+def test_one_that_runs_already_is_named_and_left_alone(agent: Agent, archive: Path) -> None:
+    """Somebody typed it twice. What it noted of itself is not touched: it is another's."""
+    append(archive / "checkout/a.jsonl", [feedback(n) for n in range(10)])
+    paths = (archive, "--root", archive)
+    summary(agent, *paths)
+    (job,) = agent.state_dir.glob("backfill/*/job.json")
+    before, store = job.read_bytes(), Store.open(job.parent, "demo")
+    try:
+        ended = backfill(agent, *paths)
+    finally:
+        store.close()
+
+    assert 75 == ended.code
+    assert f"this backfill runs already, as pid {os.getpid()}" in ended.err
+    assert before == job.read_bytes()
 
 
 def test_a_path_whose_client_nobody_knows_is_refused(agent: Agent, archive: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from agent import signals
 from agent.assembly import InForce, Parts
 from agent.clock import Clock, wait_event
 from agent.config import Config
@@ -72,6 +73,7 @@ class Errand:
         make: Makes the parts.
         window: Whose times are compared with what the topic keeps.
         progress: Called on the loop now and then.
+        deaf: It goes on when its terminal is closed.
 
     Attributes:
         standing: As of the last look.
@@ -87,6 +89,7 @@ class Errand:
         *,
         window: Window | None,
         progress: Callable[["Errand"], None],
+        deaf: bool = False,
     ) -> None:
         self.selection = selection
         self.standing = Standing({}, {}, at_rest=False)
@@ -95,6 +98,7 @@ class Errand:
         self.retention_s: float | None = None
         self._make = make
         self._progress = progress
+        self._deaf = deaf
         self._wiring: Wiring | None = None
 
     def parts(self, config: Config, rules: InForce, clock: Clock, metrics: Metrics) -> Parts:
@@ -106,6 +110,8 @@ class Errand:
         Raises ``SinkUnavailable`` where Kafka does not answer within ``kafka.start_s``.
         """
         self._wiring = wiring
+        if not self._deaf:
+            signals.end_with_terminal()
         await self._begin(wiring)
         files, clock, scan_due_s = len(self.selection.files), wiring.clock, 0.0
         while not (self.standing.at_rest and self._settled(wiring)):

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agent import logs, pipeline, redaction
+from agent import logs, pipeline, redaction, signals
 from agent.assembly import InForce
 from agent.clock import Clock, SystemClock
 from agent.config import Config
 from agent.core.discovery import printable
 from agent.core.identity import Checkpoint
 from agent.core.window import Window
-from agent.errors import AgentError
+from agent.errors import AgentError, StateOwned
 from agent.operator.backfill import job as jobs
 from agent.operator.backfill.errand import Errand
 from agent.operator.backfill.job import Asked
@@ -25,6 +25,7 @@ from agent.operator.backfill.rooms import BackfillParts, DryParts, configured
 from agent.operator.backfill.selection import Selection, select
 from agent.operator.backfill.telling import Summary, Teller, left_of, rfc3339
 from agent.operator.screen import STYLES, cell
+from agent.state_owner import owner
 from agent.store import Store
 
 NAMED_MAX = 5
@@ -73,6 +74,8 @@ class Backfill:
         selection = self._select()
         if wrong := self._sent_by_agent(selection):
             raise AgentError(wrong)
+        if (pid := owner(self._place)) is not None:
+            raise StateOwned(f"this backfill runs already, as pid {pid} ({self._place})")
         before = jobs.read(self._place)
         job = jobs.begin(
             self._place, self._asked, again=self._again, node=self._config.node, clock=self._clock
@@ -160,7 +163,8 @@ class Backfill:
         )
         began_s = self._clock.monotonic()
         with self._logging(directory), Teller(self._of, selection, self._clock) as teller:
-            errand = Errand(selection, make, window=window, progress=teller)
+            deaf = signals.deaf_to_hangups()
+            errand = Errand(selection, make, window=window, progress=teller, deaf=deaf)
             pipeline.run(config, self._rules, errand)
             errand.look()
             teller(errand)
