@@ -68,7 +68,7 @@ def test_a_snippet_writes_whole_lines_into_files_of_its_own(language: str, tmp_p
 
     files = list(directory.iterdir())
     assert 2 == len(files)
-    decoder, now_s = Decoder(SchemaPolicy()), time.time_ns() / 1e9
+    decoder, now_s, ids = Decoder(SchemaPolicy()), time.time_ns() / 1e9, set[str]()
     for path in files:
         assert path.name.endswith(".jsonl.1")
         content = path.read_bytes()
@@ -81,7 +81,9 @@ def test_a_snippet_writes_whole_lines_into_files_of_its_own(language: str, tmp_p
             decoded = decoder.decode(line, now_s)
             assert isinstance(decoded, Decoded), decoded
             assert decoded.event.timestamp
+            ids.add(json.loads(line)["event_id"])
             assert not decoded.suspect
+    assert 2 * COUNT == len(ids), "made where it happened: a line that is written twice counts once"
 
 
 def test_the_settings_and_their_defaults_are_said() -> None:
