@@ -21,6 +21,7 @@ from agent.sources import Sources
 from agent.spooler import Spooler
 from agent.status_page import POLICY, History, page
 from agent.telemetry import OTHER
+from agent.unpacking import is_content
 
 FILES_MAX = 500
 """Open files that are named, those most behind first."""
@@ -147,6 +148,8 @@ def _file(followed: Followed) -> dict[str, object]:
     watermark = row.watermark if reader is None else reader.ledger.watermark
     size = followed.seen.size if followed.seen else None
     end = max(size or 0, reader.seen_to if reader else 0)
+    if size is not None and not is_content(followed.birth):
+        size = end  # it has grown since the scan
     return {
         "path": row.path,
         "client": row.client,

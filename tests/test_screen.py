@@ -54,6 +54,8 @@ def test_a_number_stands_beside_its_unit_where_the_screen_is_narrow() -> None:
     with narrow.capture() as shown:
         narrow.print(drawn(STATUS, 5))
     assert "999.9 k in 999 B" in shown.get()
+    assert " dead_letters " in shown.get()
+    assert " enough " in shown.get(), "folded between words"
     assert "1 min ago, once: sink.down" in shown.get()
     assert "1 min ago, 2 times: sink.down" in shown.get()
 

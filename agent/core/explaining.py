@@ -158,4 +158,5 @@ def _state(finding: Finding) -> State | None:
 
 def _finding(code: str, detail: object = "") -> Finding:
     _, what, remedy = FINDINGS[code]
-    return Finding(code, what.format(detail).rstrip(" :"), remedy)
+    said = f"{detail:,}" if isinstance(detail, int) else detail
+    return Finding(code, what.format(said).rstrip(" :"), remedy)

@@ -67,6 +67,11 @@ def test_a_line_without_its_end_is_no_lag() -> None:
     assert ("current", ["torn"]) == codes(NAME, known(90, torn=True), RUNNING)
 
 
+def test_a_number_is_said_as_everywhere_else() -> None:
+    (behind,) = explain(Named(path="a/b.jsonl", size=1_000_000), known(100), RUNNING).findings
+    assert "999,900 bytes wait to be settled" == behind.what
+
+
 def test_what_holds_up_everything_is_said_of_a_file_with_something_to_read() -> None:
     """And of no other: backpressure is not why a settled file is at rest."""
     full = Doing(running=True, pauses=(("in_flight", "9 lines"),))

@@ -46,9 +46,10 @@ def _running(status: Status) -> Iterator[RenderableType]:
     for what, one in status["reloaded"].items():
         if one["problem"] is not None:
             yield screen.cell(f"! {what}, the last good one stays: {one['problem']}", "yellow")
-    made = screen.table("sink", "mode", "breaker", "spooled", "under way", "problem",
-                        right=("under way",))  # fmt: skip
-    made.columns[3].no_wrap = True  # a number is read with its unit
+    made = screen.table("sink", "mode", "breaker", "spooled", "batches", "problem",
+                        right=("batches",))  # fmt: skip
+    for column in (made.columns[0], made.columns[3]):  # a number is read with its unit
+        column.no_wrap = True
     for name, sink in status["sinks"].items():
         made.add_row(*_sink(name, sink))
     yield made
@@ -76,7 +77,8 @@ def _sink(name: str, sink: Status) -> Iterator[Text]:
             spooled += f", full: {sink['spool_full']}"
     yield screen.cell(spooled, "bold red" if sink.get("spool_full") else "")
     yield screen.cell(count(sink["batches_queued"]))
-    yield screen.cell(sink["problem"] or NOTHING, "yellow" if sink["problem"] else "")
+    problem = (sink["problem"] or NOTHING).replace("_", " ")  # and is folded where words end
+    yield screen.cell(problem, "yellow" if sink["problem"] else "")
 
 
 def _stopped(status: Status) -> Iterator[RenderableType]:
