@@ -126,11 +126,13 @@ def test_nothing_is_changed_by_a_look_or_by_a_no(agent: Agent, running: bool) ->
     reset = "checkpoint", "reset", PATH, "--to"
 
     looked = json.loads(call(agent, *reset, "start", "--dry-run", "--json").stdout)
-    call(agent, *reset, "start", input="n\n", exit_code=130)
+    asked = call(agent, *reset, "start", "--json", input="n\n", exit_code=130)
     stands = call(agent, *reset, "end", "--yes")
 
     assert looked["again_bytes"] == looked["before"] > 0
     assert looked["dry_run"]
+    assert "would begin" in asked.stderr
+    assert "would begin" not in asked.stdout, "that is for JSON"
     assert "nothing to do" in stands.stdout
     assert [0] == [row["generation"] for row in listed(agent, "--all")]
     assert [] == noted(agent)

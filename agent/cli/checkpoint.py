@@ -103,7 +103,7 @@ def checkpoint_reset(
     made = checkpoints.reset(config, file, to, dry_run=True)
     if made.changed and not dry_run:
         if not yes:
-            checkpoints.say(made, "would begin")
+            checkpoints.say(made, "would begin", stderr=True)
             click.confirm("Do it?", abort=True, err=True)
         made = checkpoints.reset(config, file, to, dry_run=False)
     if as_json:

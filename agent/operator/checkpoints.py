@@ -102,8 +102,8 @@ def _below(config: Config, given: str) -> str:
 # ---- for people
 
 
-def say(made: Reset, begins: str) -> None:
-    out = console()
+def say(made: Reset, begins: str, *, stderr: bool = False) -> None:
+    out = console(stderr=stderr)
     if not made.changed:
         out.print(cell(f"{made.path} stands at {made.at:,} already: nothing to do"))
         return
