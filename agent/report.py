@@ -32,6 +32,7 @@ CLIENT_METRICS = (
     "feedback_agent_client_lag_seconds",
 )
 """Where what /status says of clients comes from, in this order."""
+REJECTED = "feedback_agent_lines_rejected_total"
 
 
 class Report:
@@ -108,6 +109,7 @@ class Report:
             "in_flight": {"events": self._in_flight.events, "bytes": self._in_flight.bytes},
             "sinks": {w.outlet.name: {**w.outlet.status(), **w.status()} for w in self._ways}
             | audit,
+            "dead_letters": self._dead_letters(),
             "clients": self._clients(),
             "files_open": len(sources.opened),
             "files": self._files(),
@@ -120,6 +122,12 @@ class Report:
     def page(self) -> Page:
         """The same for a person, with the last minutes."""
         return Page(page(self.status(), self._history.series()), POLICY)
+
+    def _dead_letters(self) -> dict[str, int]:
+        """Return how many lines became dead letters since the start, by reason."""
+        (family,) = self._registry.restricted_registry([REJECTED]).collect()
+        found = {sample.labels["reason"]: int(sample.value) for sample in family.samples}
+        return {reason: lines for reason, lines in found.items() if lines}
 
     def _clients(self) -> list[dict[str, object]]:
         """Return what the metrics have of clients: so many of them, named as they may be."""

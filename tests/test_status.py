@@ -70,8 +70,9 @@ def test_an_agent_that_runs_and_what_a_killed_one_leaves(
     """The same files and offsets, told by the agent or by what it left on the disk."""
     with Agent(tmp_path, mock_topics(embedded)) as agent:
         append(agent.root / "acme/a.jsonl", [LINE] * 10)
+        append(agent.root / "acme/bad.jsonl", [b"no json", b"none either", b"{}"])
         agent.start()
-        agent.until_delivered(10)
+        agent.until_delivered(10, 3)
         agent.until(lambda: agent.status()["ready"]["ok"], "ready")
         url = f"http://127.0.0.1:{agent._port}"
 
@@ -79,8 +80,10 @@ def test_an_agent_that_runs_and_what_a_killed_one_leaves(
 
         assert 0 == shown.exit_code, shown.output
         assert "acme/a.jsonl" in shown.stdout
-        (file,) = json.loads(told.stdout)["files"]
-        assert 10 * LINE_BYTES == file["watermark"]
+        files = {file["path"]: file["watermark"] for file in json.loads(told.stdout)["files"]}
+        assert 10 * LINE_BYTES == files["acme/a.jsonl"]
+        assert {"invalid_json": 2, "schema": 1} == json.loads(told.stdout)["dead_letters"]
+        assert "dead letters since its start: 2 invalid_json, 1 schema" in shown.stdout
         agent.until_committed()
         assert f"pid {agent.pid} holds" in status("--config", str(agent.config)).stdout
         agent.kill()
@@ -93,6 +96,7 @@ def test_an_agent_that_runs_and_what_a_killed_one_leaves(
     assert [
         ("acme/a.jsonl", 10 * LINE_BYTES, 3 * LINE_BYTES),
         ("acme/new.jsonl", 0, LINE_BYTES),
+        ("acme/bad.jsonl", len("no json none either {} "), 0),
     ] == [(one["path"], one["watermark"], one["lag_bytes"]) for one in found["files"]]
     assert [{"client": "acme", "lag_bytes": 4 * LINE_BYTES}] == found["clients"]
     assert ("demo", None) == (found["node"], found["owner"])

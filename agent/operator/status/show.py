@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from agent.operator import screen
@@ -53,6 +54,10 @@ def _running(status: Status) -> Iterator[RenderableType]:
     for name, sink in status["sinks"].items():
         made.add_row(*_sink(name, sink))
     yield made
+    if letters := status.get("dead_letters"):  # an older agent does not say
+        most = sorted(letters.items(), key=lambda one: (-one[1], one[0]))
+        said = ", ".join(f"{count(lines)} {reason}" for reason, lines in most)
+        yield screen.cell(f"dead letters since its start: {said}", "yellow")
 
 
 def _verdict(status: Status) -> tuple[str, str]:
@@ -148,7 +153,8 @@ def _more(status: Status) -> Iterator[RenderableType]:
     for one in problems[:NAMES_MAX]:
         fields = " ".join(f"{k}={v}" for k, v in one["fields"].items() if v not in {None, ""})
         age = span(max(0.0, _s(status["at"]) - _s(one["at"])))
-        yield screen.cell(f"  {age} ago, {_times(one['count'])}: {one['event']} {fields}")
+        said = f"{age} ago, {_times(one['count'])}: {one['event']} {fields}"
+        yield Padding(screen.cell(said), (0, 0, 0, 2))
 
 
 def _times(number: int) -> str:
