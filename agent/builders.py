@@ -14,7 +14,7 @@ from agent.core.batch import Batch, Pace
 from agent.core.ledger import Chunk
 from agent.core.partition import crc32_partitions, murmur2_partitions
 from agent.core.tracing import ChunkSpan
-from agent.wire import Timed
+from agent.wire import Run
 
 UNPARTITIONED = -1
 """The partition of a batch for the spool: records in read order, to be partitioned on replay."""
@@ -93,28 +93,26 @@ class Builders:
         if topic is not None:
             self.partitions = topic.partitions
 
-    def add(
-        self, chunk: Chunk, keys: Sequence[bytes | None], timed: Sequence[Timed], now_s: float
-    ) -> None:
+    def add(self, chunk: Chunk, run: Run, now_s: float) -> None:
         """Take what was made of ``chunk``: each record goes behind those of its partition.
 
         Best called with all there is of a chunk: each partition that gets something costs as much
         as a dozen records.
         """
-        places: defaultdict[int, list[Timed]] = defaultdict(list)
-        at_each = _places(self._partitions_of, keys, self.partitions)
-        for at, one in zip(at_each, timed, strict=True):
-            places[at].append(one)
-        for at, ordered in places.items():
-            self._fill(at, chunk, ordered, now_s)
+        places: defaultdict[int, list[bytes]] = defaultdict(list)
+        at_each = _places(self._partitions_of, run.keys, self.partitions)
+        for at, made in zip(at_each, run.bodies, strict=True):
+            places[at].append(made)
+        for at, bodies in places.items():
+            self._fill(at, chunk, Run(run.at_ms, [], bodies), now_s)
 
-    def _fill(self, at: int, chunk: Chunk, timed: list[Timed], now_s: float) -> None:
-        taken = 0
-        while taken < len(timed):
+    def _fill(self, at: int, chunk: Chunk, run: Run, now_s: float) -> None:
+        taken, bodies = 0, run.bodies
+        while taken < len(bodies):
             builder = self._open.get(at) or self._builder(at, now_s)
             room = self._pace.records_max - builder.count
-            wanted = timed[taken : taken + room]
-            took = builder.take(wanted)
+            wanted = bodies[taken : taken + room]
+            took = builder.take(run.at_ms, wanted)
             if took:
                 builder.hold(chunk)
                 if self._span is not None and builder.span is not None:

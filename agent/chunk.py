@@ -12,7 +12,8 @@ Runs in the worker thread; nothing here waits or logs.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
+from operator import add
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -34,7 +35,7 @@ from agent.core.tracing import ChunkSpan, Tracer
 from agent.rejects import Rejects, Source
 from agent.steps import Lines, Moment, Steps
 from agent.telemetry import Metrics
-from agent.wire import Timed
+from agent.wire import Run
 
 RECORDERS_MAX = 1024
 STRIDE = 96
@@ -125,16 +126,16 @@ class Chunker:
         if piece.skipped_to > piece.start:
             self.rejects.skipped(source, chunk, recorder, piece, tally)
         lines = self._lines(piece, tally)
-        keys: list[bytes | None] = []
-        timed: list[Timed] = []
+        runs: list[Run] = []
         for stride in strides(lines, piece):
             made = self.steps.take(stride, recorder, moment, span)
-            keys += made.keys
-            timed += made.timed
+            for run in made.runs:
+                wire.append(runs, run)
             tally["removed"] += made.removed
             for bad in made.bad:
                 self.rejects.line(chunk, recorder, bad, tally)
-        self.events.lines.add(chunk, keys, timed, now_s)
+        for run in runs:
+            self.events.lines.add(chunk, run, now_s)
         self._count(chunk, tally, recorder)
         if span is not None:
             span.lap("encode")
@@ -163,8 +164,8 @@ class Chunker:
         _say_whose(records)
         for row, record in records:
             at_ms = record.timestamp_ms if self._policy.event_time else now_ms
-            timed = record._replace(timestamp_ms=at_ms)
-            stream.kafka.add(row, *wire.columns([timed]), now_s)
+            (run,) = wire.runs([record._replace(timestamp_ms=at_ms)])
+            stream.kafka.add(row, run, now_s)
         if span is not None:
             span.lap("encode")
             span.filled(rows[0][0].start, rows[-1][0].end, len(records))
@@ -293,8 +294,8 @@ def _fits(builders: Builders, batch: Batch) -> bool:
 
 def strides(lines: list[bytes], piece: Piece) -> Iterator[Lines]:
     """Yield ``lines``, which those of ``piece`` became, in parts."""
-    lengths = (len(line) + 1 for line in piece.lines)
-    places = [*pairwise(accumulate(lengths, initial=piece.skipped_to))]
+    bodies = accumulate(map(len, piece.lines), initial=piece.skipped_to)
+    places = [*pairwise(map(add, bodies, count()))]  # a newline behind each
     for first in range(0, len(lines), STRIDE):
         part = slice(first, first + STRIDE)
         yield Lines(lines[part], places[part])

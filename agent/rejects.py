@@ -84,7 +84,8 @@ class Rejects:
             shown = shown[:OVERSIZE_SHOWN_BYTES]
         record = recorder.dead_letter(shown, why, start, end, length)
         now_s, now_ms = self._clock.monotonic(), int(self._clock.wall() * 1000)
-        self._stream.lines.add(chunk, *wire.columns([(now_ms, *record)]), now_s)
+        (run,) = wire.runs([(now_ms, *record)])
+        self._stream.lines.add(chunk, run, now_s)
 
     def skipped(
         self, source: Source, chunk: Chunk, recorder: Recorder, piece: Piece, tally: Counter[str]

@@ -64,7 +64,8 @@ class Replaying:
         self._outcomes = {}
         self._builders.begin()
         page = Chunk(Ledger(0, b""), 0, len(records), b"", len(records))
-        self._builders.add(page, *wire.columns(records), self._clock.monotonic())
+        for run in wire.runs(records):
+            self._builders.add(page, run, self._clock.monotonic())
         self._builders.seal_all()
         for batch in self._builders.take():
             self._outlet.admit(batch)

@@ -7,8 +7,8 @@ What lines share is done once for all of them; ``scripts/bench/stages`` says wha
 Lives in the worker thread.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import compress, repeat
+from collections.abc import Iterator, Sequence
+from itertools import compress
 from operator import not_
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +21,7 @@ from agent.core.redact import Redactor
 from agent.core.tracing import ChunkSpan, Step
 from agent.core.window import Window
 from agent.rejects import OVERSIZE, Bad
-from agent.wire import Timed
+from agent.wire import Run, append
 
 
 class Moment(NamedTuple):
@@ -40,13 +40,12 @@ class Lines(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What became of lines: keys and records of those that are events, in order, and the others.
+    """What became of lines: records of those that are events, in order, and the others.
 
     ``removed`` counts control characters.
     """
 
-    keys: list[bytes | None]
-    timed: list[Timed]
+    runs: list[Run]
     bad: list[Bad]
     removed: int
 
@@ -64,9 +63,7 @@ class Steps:
         self.redactor: Redactor | None = None
         self.window: Window | None = None
         self._line_bytes_max = line_bytes_max
-        self._stamps: Callable[[Sequence[Found], int], Iterable[int]] = (
-            _event_times if event_time else _one_time
-        )
+        self._runs = _by_event_time if event_time else _at_once
 
     def take(
         self, lines: Lines, recorder: Recorder, moment: Moment, span: ChunkSpan | None = None
@@ -94,10 +91,11 @@ class Steps:
                 if isinstance(one, Rejection)
             ]
             found, written, places = _chosen([*map(not_, rejected)], found, written, places)
-        keys, made = recorder.records(cast("list[Event | Decoded]", found), written, places)
-        stamps = self._stamps(found, moment.now_ms)
+        events = cast("list[Event | Decoded]", found)
+        keys, made = recorder.records(events, written, places)
+        runs = self._runs(events, Run(moment.now_ms, keys, made))
         _lap(span, "encode")
-        return Made(keys, [*zip(stamps, made, strict=False)], bad, removed)
+        return Made(runs, bad, removed)
 
     def _decode(self, lines: Sequence[bytes], wall_s: float) -> list[Found]:
         found = self.decoder.decode_all(lines, wall_s)
@@ -117,12 +115,15 @@ def _chosen(chosen: list[bool], *columns: Sequence[Any]) -> Iterator[list[Any]]:
     return ([*compress(column, chosen)] for column in columns)
 
 
-def _one_time(_found: Sequence[Found], now_ms: int) -> Iterable[int]:
-    return repeat(now_ms)
+def _at_once(_events: Sequence[Event | Decoded], run: Run) -> list[Run]:
+    return [run]
 
 
-def _event_times(found: Sequence[Found], now_ms: int) -> Iterable[int]:
-    return [now_ms if isinstance(one, Rejection) else event_ms(one, now_ms) for one in found]
+def _by_event_time(events: Sequence[Event | Decoded], run: Run) -> list[Run]:
+    runs: list[Run] = []
+    for one, key, made in zip(events, run.keys, run.bodies, strict=True):
+        append(runs, Run(event_ms(one, run.at_ms), [key], [made]))
+    return runs
 
 
 def event_ms(one: Event | Decoded, now_ms: int) -> int:

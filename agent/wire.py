@@ -45,16 +45,30 @@ _TRACED = header(TRACEPARENT, b"?" * 55)[:-55]
 PlainRecord = tuple[int, bytes | None, bytes, Headers]
 """A ``Record`` as most rooms make it: a named one costs as much as its headers."""
 
-Timed = tuple[int, bytes]
-"""The create time of a record in ms, and its body."""
+
+class Run(NamedTuple):
+    """Records of one create time, in order: the key of each, and its body (``core.body``)."""
+
+    at_ms: int
+    keys: list[bytes | None]
+    bodies: list[bytes]
 
 
-def columns(records: Iterable[PlainRecord]) -> tuple[list[bytes | None], list[Timed]]:
-    """Return the keys of ``records``, and their times with their bodies."""
-    rows = [*records]
-    return [key for _, key, _, _ in rows], [
-        (at_ms, body(key, value, headers)) for at_ms, key, value, headers in rows
-    ]
+def runs(records: Iterable[PlainRecord]) -> list[Run]:
+    """Return ``records`` in order, those that follow each other at one time together."""
+    found: list[Run] = []
+    for at_ms, key, value, headers in records:
+        append(found, Run(at_ms, [key], [body(key, value, headers)]))
+    return found
+
+
+def append(whole: list[Run], run: Run) -> None:
+    """Put ``run`` behind the others, which may grow by it."""
+    if whole and whole[-1].at_ms == run.at_ms:
+        whole[-1].keys.extend(run.keys)
+        whole[-1].bodies.extend(run.bodies)
+    else:
+        whole.append(run)
 
 
 class Record(NamedTuple):
@@ -96,41 +110,31 @@ class Builder:
 
         The first record is always taken, whatever its size: see the length of ``Batch.payload``.
         """
-        _, timed = columns(records)
-        return self.take(timed) == len(timed)
+        return all(self.take(at_ms, made) == len(made) for at_ms, _, made in runs(records))
 
-    def take(self, timed: Sequence[Timed]) -> int:
+    def take(self, at_ms: int, bodies: Sequence[bytes]) -> int:
         """Take records in order, until one is too many; return how many were taken.
 
         The first one of a batch is, as by ``extend``.
         """
-        if not timed:
-            return 0
-        stamps, bodies = [at_ms for at_ms, _ in timed], [made for _, made in timed]
         if not self.count:
-            self._first_ms = self._max_ms = stamps[0]
+            self._first_ms = self._max_ms = at_ms
         if self.span is not None:
             bodies = self._traced(bodies, self.span)
-        starts = self._starts(stamps)
-        offsets = varints(range(self.count, self.count + len(stamps)))
+        start = b"\0" + varint(at_ms - self._first_ms)  # attributes, then the time
+        offsets = varints(range(self.count, self.count + len(bodies)))
+        before = len(start)
         lengths = [
-            len(start) + len(offset) + len(made)
-            for start, offset, made in zip(starts, offsets, bodies, strict=False)
+            before + len(offset) + len(made) for offset, made in zip(offsets, bodies, strict=True)
         ]
         sizes = varints(lengths)
         taken = self._fitting(lengths, sizes)
-        records = zip(sizes[:taken], starts, offsets, bodies, strict=False)
-        self._parts += chain.from_iterable(records)
-        self.count += taken
-        self._max_ms = max([self._max_ms, *stamps[:taken]])
+        if taken:
+            records = zip(sizes[:taken], repeat(start), offsets, bodies, strict=False)
+            self._parts += chain.from_iterable(records)
+            self.count += taken
+            self._max_ms = max(self._max_ms, at_ms)
         return taken
-
-    def _starts(self, stamps: list[int]) -> Iterable[bytes]:
-        """Return what each record begins with, behind its length: attributes and time."""
-        first_ms = self._first_ms
-        if stamps.count(stamps[0]) == len(stamps):  # always, but where events bring their own
-            return repeat(b"\0" + varint(stamps[0] - first_ms))
-        return [b"\0" + varint(at_ms - first_ms) for at_ms in stamps]
 
     def _fitting(self, lengths: list[int], sizes: list[bytes]) -> int:
         """Return how many of these records there is room for, and take it up."""
@@ -150,7 +154,7 @@ class Builder:
             self.chunks.append(chunk)
             chunk.open_batches += 1
 
-    def _traced(self, bodies: list[bytes], span: BatchSpan) -> list[bytes]:
+    def _traced(self, bodies: Sequence[bytes], span: BatchSpan) -> list[bytes]:
         own, bytes_max = header(TRACEPARENT, span.context.traceparent), self._traced_bytes_max
         return [with_header(made, own, _TRACED, bytes_max) for made in bodies]
 

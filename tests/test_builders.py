@@ -21,7 +21,8 @@ def builders() -> Builders:
 def add(to: Builders, now_s: float) -> None:
     (chunk,) = chunks_of(Ledger(0, b""), 1)
     to.begin()
-    to.add(chunk, *wire.columns([(0, b"key", b"{}", [])]), now_s)
+    (run,) = wire.runs([(0, b"key", b"{}", [])])
+    to.add(chunk, run, now_s)
 
 
 def left(of: Builders, now_s: float, *, quiet: bool = True) -> int:

@@ -326,7 +326,8 @@ def test_a_topic_whose_limit_shrank_gets_what_was_open_to_halve() -> None:
     (chunk,) = chunks_of(Ledger(0, b""), 10)
     for value in (b"a" * 300, b"b" * 300):
         record = 0, b"key", value, [("reason", b"schema")]
-        dead_letters.lines.add(chunk, *wire.columns([record]), 0.0)
+        (run,) = wire.runs([record])
+        dead_letters.lines.add(chunk, run, 0.0)
     topics[0] = FakeTopic(partitions=1, message_bytes_max=500)
 
     sealed_now = chunker.seal_all()

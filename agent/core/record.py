@@ -188,13 +188,17 @@ class Recorder:
                 keys.append(key)
                 bodies.append(body(key, value, headers))
                 continue
-            # "" never: it is complete
-            key = (one.event_id or "").encode() if by_id else key_of(one, None)
+            if by_id:
+                key = (one.event_id or "").encode()  # or never: it is complete
+                key_size, key_bytes = _ID_SIZE, key
+            else:
+                key = key_of(one, None)
+                key_size, key_bytes = b"", sized(key)
             own = alone if text[0] == _CLOSED else behind_more
             value_bytes = len(front) + len(own) + len(text)
             where = b"%d;%d" % place
             parts = (
-                sized(key) if key is None or len(key) >= TABLE_MAX else VARINTS[len(key)] + key,
+                key_size, key_bytes,
                 VARINTS[value_bytes] if value_bytes < TABLE_MAX else varint(value_bytes),
                 front, own, text,
                 tails[type(one)], VARINTS[source_bytes + len(where)], source, where,
@@ -424,6 +428,7 @@ _METADATA: Final = b',"metadata":{'
 _NAME_BYTES: Final = len(_METADATA) - 1
 _BRACE: Final = b"{"
 _CLOSED: Final = ord("}")
+_ID_SIZE: Final = VARINTS[36]
 _NOTHING: Final = b"", b""
 _TIMESTAMP_AGENT: Final = ("timestamp_source", b"agent")
 _TIMESTAMP_SUSPECT: Final = ("timestamp_suspect", b"1")

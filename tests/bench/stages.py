@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import repeat
 from typing import TypeVar
 
 import click
@@ -84,13 +83,12 @@ class Stages:
             piece = self._took("split", cursor.feed, read)
             assert piece is not None, "no line is longer than a read"
             chunk = Chunk(ledger, piece.start, piece.end, b"", len(piece.lines))
-            keys: list[bytes | None] = []
-            timed: list[wire.Timed] = []
+            run = wire.Run(0, [], [])
             for lines in self._took("split", lambda: [*strides(piece.lines, piece)]):  # noqa: B023
                 made, bodies = self._stride(lines)
-                keys += made
-                timed += zip(repeat(0), bodies)
-            self._took("append", self._builders.add, chunk, keys, timed, 0.0)
+                run.keys.extend(made)
+                run.bodies.extend(bodies)
+            self._took("append", self._builders.add, chunk, run, 0.0)
         self._took("append", self._builders.seal_all)
         self.took_ns["append"] -= self.took_ns["compress"]  # whoever appends seals what is full
         return self._builders.take()
