@@ -81,7 +81,13 @@ _FIELD_NAMES: Final[dict[type[Event], frozenset[str]]] = {
     events.CustomEvent: frozenset(events.CustomEvent.__struct_fields__),
     **{kind: frozenset({"type", *kind.__struct_fields__}) for kind in events.EVENT_TYPES.values()},
 }
-_NO_PARTS: Final[dict[str, type[events.Part]]] = {}
+_PARTS: Final = {
+    kind: {name: frozenset(part.__struct_fields__) for name, part in parts.items()}
+    for kind, parts in events.PARTS.items()
+}
+_NO_PARTS: Final[dict[str, frozenset[str]]] = {}
+_LONGER_MAX: Final = 6
+"""Times that a value may be longer once it was decoded and encoded again: 1e16 is nearly five."""
 
 
 class Decoder:
@@ -145,7 +151,7 @@ class Decoder:
             return Rejection("unknown_type", "type: not one of the known types")
         elif fields.get("session_id") is None and "session" in fields:
             fields["session_id"] = fields.pop("session")
-        decoded = self._convert(fields, kind, custom)
+        decoded = self._convert(fields, kind, custom, len(line))
         if isinstance(decoded, Decoded):
             decoded.removed = removed
         elif kind is not UnknownEvent:
@@ -153,12 +159,13 @@ class Decoder:
         return decoded
 
     def _convert(
-        self, fields: _Fields, kind: type[Event], custom: CustomType | None
+        self, fields: _Fields, kind: type[Event], custom: CustomType | None, line_bytes: int
     ) -> Decoded | Rejection:
         known, extras, parts = _split(fields, kind)
         texts = _unhashed(known)
         wrong = _canonicalise(known)
-        if wrong is None and kind is not UnknownEvent:
+        may_overfill = _LONGER_MAX * line_bytes > self._policy.extra_bytes_max
+        if wrong is None and may_overfill and kind is not UnknownEvent:
             unknown = extras
             if custom is not None:
                 unknown = {name: extras[name] for name in extras.keys() - custom.names}
@@ -216,11 +223,11 @@ def _split(fields: _Fields, kind: type[Event]) -> tuple[_Fields, _Fields, dict[s
     known = fields.copy()
     extras = {name: known.pop(name) for name in fields if name not in names}
     parts = {}
-    for name, part in events.PARTS.get(kind, _NO_PARTS).items():
-        if isinstance(value := known.get(name), dict):
-            inside = value.copy()
-            if unknown := {k: inside.pop(k) for k in value if k not in part.__struct_fields__}:
-                known[name], parts[name] = inside, unknown
+    for name, inner in _PARTS.get(kind, _NO_PARTS).items():
+        value = known.get(name)
+        if isinstance(value, dict) and not inner.issuperset(value):
+            known[name] = {k: v for k, v in value.items() if k in inner}
+            parts[name] = {k: v for k, v in value.items() if k not in inner}
     return known, extras, parts
 
 

@@ -27,7 +27,7 @@ from agent.core.body import TABLE_MAX, VARINTS, Headers, body, header, sized, va
 from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
 from agent.core.events import CustomEvent, Event, UnknownEvent
-from agent.core.plain import TRACEPARENT
+from agent.core.plain import TRACEPARENT, is_complete
 from agent.core.redact import FAILED, Redactor
 
 KafkaRecord = tuple[bytes | None, bytes, Headers]
@@ -161,7 +161,8 @@ class Recorder:
             return
         for at, (one, line, (start, _)) in enumerate(zip(found, lines, places, strict=True)):
             if isinstance(one, Decoded):
-                self._complete(one, line, start, now_text)
+                if not is_complete(one.event):
+                    self._complete(one, line, start, now_text)
                 found[at] = one.event if one.bare and type(one.event) in _PLAIN else one
 
     def records(
@@ -183,16 +184,20 @@ class Recorder:
         keys: list[bytes | None] = []
         bodies: list[bytes] = []
         for one, (front, text), place in zip(found, written, places, strict=True):
-            if isinstance(one, Decoded):
-                key, value, headers = self._record(one, (front, text), *place)
-                keys.append(key)
-                bodies.append(body(key, value, headers))
-                continue
+            if not isinstance(one, Decoded):
+                event, extras = one, None
+            else:
+                if not _has_usual_headers(one):
+                    key, value, headers = self._record(one, (front, text), *place)
+                    keys.append(key)
+                    bodies.append(body(key, value, headers))
+                    continue
+                event, extras = one.event, one.extras
             if by_id:
-                key = (one.event_id or "").encode()  # or never: it is complete
+                key = (event.event_id or "").encode()  # or never: it is complete
                 key_size, key_bytes = _ID_SIZE, key
             else:
-                key = key_of(one, None)
+                key = key_of(event, extras)
                 key_size, key_bytes = b"", sized(key)
             own = alone if text[0] == _CLOSED else behind_more
             value_bytes = len(front) + len(own) + len(text)
@@ -201,7 +206,7 @@ class Recorder:
                 key_size, key_bytes,
                 VARINTS[value_bytes] if value_bytes < TABLE_MAX else varint(value_bytes),
                 front, own, text,
-                tails[type(one)], VARINTS[source_bytes + len(where)], source, where,
+                tails[type(event)], VARINTS[source_bytes + len(where)], source, where,
             )  # fmt: skip
             bodies.append(b"".join(parts))
             keys.append(key)
@@ -368,6 +373,17 @@ def _key_of(name: str, client: str) -> Callable[[Event, dict[str, Any] | None], 
     if name == "event_id":
         return event_id
     return fixed if name in constant else field
+
+
+def _has_usual_headers(one: Decoded) -> bool:
+    """Return whether the record of a complete event has the headers that most of its type have."""
+    event, extras = one.event, one.extras
+    return (
+        not (one.suspect or one.cut or one.untimed)
+        and is_complete(event)
+        and (extras is None or TRACEPARENT not in extras)
+        and type(event) in _PLAIN
+    )
 
 
 def _trace(value: Any, headers: Headers) -> None:

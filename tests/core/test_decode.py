@@ -1,11 +1,12 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.core.decode import Decoded, Decoder
+from agent.core.decode import _LONGER_MAX, Decoded, Decoder
 from agent.core.diagnosis import Rejection
 from agent.core.events import KnownEvent, ModelResponse, UnknownEvent, UserFeedback
 from agent.core.formats import epoch_s
@@ -432,3 +433,19 @@ def test_lines_together_are_what_each_is_alone(lines: list[bytes]) -> None:
     assert alone == [
         one if isinstance(one, Decoded | Rejection) else Decoded(one) for one in together
     ]
+
+
+@given(st.text(max_size=20) | st.floats(allow_nan=False, allow_infinity=False) | st.integers())
+@example(1e16)
+@example(1e-5)
+@example("\x7f")
+def test_no_value_grows_by_more_than_is_allowed_for(value: Any) -> None:
+    """Unknown fields are not measured where they cannot be too many."""
+    shortest = [json.dumps(value), json.dumps(value, ensure_ascii=False), f"{value:g}" if
+                isinstance(value, float) else json.dumps(value)]  # fmt: skip
+    for text in shortest:
+        try:
+            encoded = msgspec.json.encode(msgspec.json.decode(text))
+        except msgspec.DecodeError:
+            continue  # a control character, or an exponent beyond all
+        assert len(encoded) <= _LONGER_MAX * len(text.encode())
