@@ -407,6 +407,14 @@ def test_the_chart_is_the_base() -> None:
     assert base == by_kind(rendered.chart())
 
 
+def test_the_chart_is_scraped_as_the_base_is() -> None:
+    """Or an alert would name the same agent by two names."""
+    both = overlay("overlays/production"), rendered.chart("--set=podMonitor.enabled=true")
+    of_base, of_chart = (one(manifests, "PodMonitor")["spec"] for manifests in both)
+    track = of_chart["selector"]["matchLabels"].pop("app.kubernetes.io/instance")
+    assert ("main", of_base) == (track, of_chart)
+
+
 @pytest.mark.parametrize(
     ("option", "name"),
     [("deleteShippedAfterS=86400", "delete-shipped"), ("everyNode=true", "every-node")],

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
+from math import isnan
 from pathlib import Path
 from typing import Any, Self
 from urllib.error import URLError
@@ -23,6 +24,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
 
 from agent.demo.broker import EmbeddedKafka
 from agent.telemetry import Metrics
@@ -34,6 +36,8 @@ DASHBOARDS = sorted((DIRECTORY / "dashboards").glob("*.json"))
 ALERTS = yaml.safe_load((DIRECTORY / "alerts.yaml").read_text())["groups"][0]["rules"]
 TESTS = yaml.safe_load((DIRECTORY / "alerts.test.yaml").read_text())["tests"]
 COLLECTOR = yaml.safe_load((DIRECTORY / "otel-collector.yaml").read_text())
+(PODS,) = yaml.safe_load((DIRECTORY / "podmonitor.yaml").read_text())["spec"]["podMetricsEndpoints"]
+NODE = "node-1"
 VARIABLES = {"$__rate_interval": "10s", "$instance": ".*"}
 """What Grafana puts in."""
 
@@ -58,11 +62,16 @@ def named(expression: str) -> set[str]:
     return set(re.findall(r"\b(?:feedback_agent|process)_[a-z_]+", expression))
 
 
-def promtool(*arguments: str) -> str:
+def promtool(*arguments: str, given: str = "") -> str:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is missing: scripts/system-packages installs it")
     done = subprocess.run(
-        ["promtool", *arguments], cwd=DIRECTORY, capture_output=True, text=True, check=False
+        ["promtool", *arguments],
+        input=given,
+        cwd=DIRECTORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert 0 == done.returncode, done.stdout + done.stderr
     return done.stdout
@@ -70,6 +79,12 @@ def promtool(*arguments: str) -> str:
 
 def test_the_rules_are_well_formed() -> None:
     assert f"{len(ALERTS)} rules found" in promtool("check", "rules", "alerts.yaml")
+
+
+def test_metrics_are_named_as_prometheus_wants_them() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    assert not promtool("check", "metrics", given=generate_latest(registry).decode())
 
 
 def test_each_alert_fires_and_clears() -> None:
@@ -138,14 +153,29 @@ def free_port() -> int:
             return int(found.getsockname()[1])
 
 
+def relabelings() -> list[dict[str, Any]]:
+    """Return those of the PodMonitor as Prometheus has them, for one pod of ``NODE``."""
+    return [
+        {
+            re.sub("[A-Z]", lambda big: f"_{big[0].lower()}", key): value
+            for key, value in one.items()
+        }
+        for one in PODS["relabelings"]
+    ]
+
+
 class Prometheus:
-    """One that scrapes ``port`` each half second and has our rules; in a ``with`` block."""
+    """One that scrapes ``port`` each half second, as the PodMonitor says, and has our rules; in a
+    ``with`` block."""
 
     def __init__(self, work: Path, port: int) -> None:
         self.port = free_port()
+        found = {"__meta_kubernetes_pod_node_name": NODE}
         scrape = {
             "job_name": "feedback-agent",
-            "static_configs": [{"targets": [f"127.0.0.1:{port}"]}],
+            "metrics_path": PODS["path"],
+            "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": found}],
+            "relabel_configs": relabelings(),
         }
         config = {
             "global": {
@@ -227,6 +257,13 @@ def test_every_metric_arrives(scraped: Prometheus) -> None:
     assert exported() <= {series["metric"]["__name__"] for series in found}
 
 
+def test_an_agent_is_named_by_its_node(scraped: Prometheus) -> None:
+    """Alerts and documents name an ``instance``: a pod's address would tell nobody which node that
+    is, and be another one after each rollout."""
+    (up,) = scraped.ask("up")
+    assert (f"{NODE}:9108", NODE) == (up["metric"]["instance"], up["metric"]["node"])
+
+
 def test_every_alert_is_evaluated_and_none_fires_while_all_is_well(scraped: Prometheus) -> None:
     def rules() -> list[dict[str, Any]]:
         return [rule for group in scraped.get("rules")["groups"] for rule in group["rules"]]
@@ -238,6 +275,12 @@ def test_every_alert_is_evaluated_and_none_fires_while_all_is_well(scraped: Prom
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_every_query_of_a_dashboard_answers(path: Path, scraped: Prometheus) -> None:
+    """With a number: a quantile of a histogram that counts nothing is NaN, and draws nothing."""
+
+    def numbers(query: str) -> list[float]:
+        found = (float(series["value"][1]) for series in scraped.ask(query))
+        return [number for number in found if not isnan(number)]
+
     for query in queries(path):
         if not query.startswith("ALERTS"):
-            scraped.until(lambda q=query: bool(scraped.ask(q)), query)  # type: ignore[misc]
+            scraped.until(lambda q=query: bool(numbers(q)), query)  # type: ignore[misc]
