@@ -193,6 +193,7 @@ def test_nothing_is_fetched() -> None:
 
 
 def test_rates_are_what_counters_grew_by_and_old_samples_go() -> None:
+    """What waits is all of it: in an outage lines are in the spool, and the lag is none."""
     clock, metrics = FakeClock(), Metrics(CollectorRegistry())
     history = History(metrics, clock)
     history.sample()
@@ -201,7 +202,8 @@ def test_rates_are_what_counters_grew_by_and_old_samples_go() -> None:
     metrics.events_delivered.inc(40)
     metrics.lines_rejected.labels("invalid_json").inc(5)
     metrics.lines_rejected.labels("too_deep").inc(5)
-    metrics.lag_bytes.set(700)
+    metrics.lag_bytes.set(500)
+    metrics.spool_bytes.labels("events").set(200)
     history.sample()
     clock.advance(2)
 
@@ -211,7 +213,7 @@ def test_rates_are_what_counters_grew_by_and_old_samples_go() -> None:
         clock.advance(5)
         history.sample()
     series = history.series()
-    assert len(series.lag_bytes) == SAMPLES_MAX - 1 == len(history._samples) - 1
+    assert len(series.unsent_bytes) == SAMPLES_MAX - 1 == len(history._samples) - 1
     assert 0 == series.lines_read[0].value
 
 

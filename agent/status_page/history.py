@@ -26,7 +26,7 @@ class _Sample(NamedTuple):
     lines_read: float
     delivered: float
     dead_letters: float
-    lag_bytes: float
+    unsent_bytes: float
 
 
 class Series(NamedTuple):
@@ -35,7 +35,7 @@ class Series(NamedTuple):
     lines_read: list[Point]
     delivered: list[Point]
     dead_letters: list[Point]
-    lag_bytes: list[Point]
+    unsent_bytes: list[Point]
 
 
 class History:
@@ -54,7 +54,7 @@ class History:
                 total(metrics.lines_read),
                 total(metrics.events_delivered),
                 total(metrics.lines_rejected),
-                total(metrics.lag_bytes),
+                total(metrics.unsent_bytes),
             )
         )
 
@@ -66,7 +66,7 @@ class History:
             age_s, passed_s = now_s - one.at_s, max(1e-3, one.at_s - before.at_s)
             for points, old, new in zip(series[:3], before[1:4], one[1:4], strict=True):
                 points.append(Point(age_s, (new - old) / passed_s))
-            series.lag_bytes.append(Point(age_s, one.lag_bytes))
+            series.unsent_bytes.append(Point(age_s, one.unsent_bytes))
         return series
 
 

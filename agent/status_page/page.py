@@ -93,7 +93,8 @@ def _charts(series: Series) -> str:
         ("Dead letters", series.dead_letters),
     )
     drawn = [chart(title, points, "/s", count) for title, points in rates]
-    return "".join([*drawn, chart("Lag", series.lag_bytes, "", size)])
+    # what is spooled is settled and no lag: during an outage that one alone would seem well
+    return "".join([*drawn, chart("Not in Kafka yet", series.unsent_bytes, "", size)])
 
 
 def _sink(name: str, sink: Mapping[str, Any]) -> str:
@@ -110,7 +111,7 @@ def _sink(name: str, sink: Mapping[str, Any]) -> str:
         says.append(("Spool", f"{records} records, {size(sink['spooled_bytes'])}{full}"))
     rows = "".join(f"<dt>{what}</dt><dd>{value}</dd>" for what, value in says)
     mode = sink.get("mode", "live" if sink["problem"] is None else sink["phase"])
-    title = _text(name).replace("_", " ")
+    title = _words(name)
     return (
         f'<article class="card"><header><h3>{title}</h3>{_looked(mode)}</header>'
         f"<dl>{rows}</dl></article>"
@@ -155,7 +156,7 @@ def _files(files: Iterable[Mapping[str, Any]]) -> str:
 def _unreadable(names: Sequence[Mapping[str, str]]) -> str:
     if not names:
         return ""
-    rows = [(f"<code>{_text(one['path'])}</code>", _text(one["reason"])) for one in names]
+    rows = [(f"<code>{_text(one['path'])}</code>", _words(one["reason"])) for one in names]
     return f"<section><h2>Not read</h2>{_table(('Name', 'nowrap:Why'), rows, '')}</section>"
 
 
@@ -208,6 +209,10 @@ def _files_said(opened: int) -> str:
 
 def _looked(word: str) -> str:
     return _pill(word.replace("_", " "), _LOOKS.get(word, "bad"))
+
+
+def _words(constant: str) -> str:
+    return _text(constant).replace("_", " ")
 
 
 def _pill(word: str, look: str) -> str:
