@@ -113,6 +113,17 @@ def test_every_metric_is_on_a_dashboard() -> None:
     assert set() == {name for name in families - shown if name.startswith("feedback_agent_")}
 
 
+def test_bounds_are_found_as_whoever_scraped_them_writes_them() -> None:
+    """1.0 in the agent's own words, 1 where a collector passes them on; else a query finds nothing,
+    and says nothing."""
+    expressions = [alert["expr"] for alert in ALERTS], *map(queries, DASHBOARDS)
+    bounds = [re.findall(r"\ble(=~?)\"([^\"]*)\"", said) for said in chain(*expressions)]
+    for operator, bound in chain(*bounds):
+        assert "=~" == operator, bound
+        assert all(re.fullmatch(bound, written) for written in ("1", "1.0"))
+    assert any(bounds)
+
+
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_panels_have_a_place_of_their_own(path: Path) -> None:
     panels = json.loads(path.read_text())["panels"]
