@@ -93,6 +93,30 @@ def test_what_is_in_a_state_directory_changes_hands_with_it(node: Node) -> None:
     assert as_user(AGENT, "cat", node.state / "audit/1.jsonl")
 
 
+def test_directories_in_it_change_hands_with_all_that_is_in_them(node: Node) -> None:
+    """A backfill's, as an agent of the other kind left it: root without DAC_OVERRIDE cannot look
+    into what is the agent's alone, and a set-up that fails half way leaves a state that nobody may
+    use."""
+    job = node.state / "backfill/march"
+    job.mkdir(mode=0o700, parents=True)
+    (job / "checkpoints.db").write_text("kept")
+    for path in (job.parent, job, job / "checkpoints.db"):
+        path.chmod(0o700)
+        os.chown(path, AGENT, AGENT)
+    node.set_up(STATE_OWNER="0:0")
+    assert as_user(0, "cat", job / "checkpoints.db")
+    node.set_up()
+    assert as_user(AGENT, "cat", job / "checkpoints.db")
+
+
+def test_links_in_it_lead_no_owner_elsewhere(node: Node) -> None:
+    """Whoever took over an agent must not have root give it more."""
+    (node.state / "link").symlink_to(node.feedback)
+    node.state.chmod(0o755)  # so that it is set up anew
+    node.set_up()
+    assert (0, AGENT, "0o2770") == owner(node.feedback)
+
+
 def test_an_app_of_the_group_writes_and_the_agent_reads(node: Node) -> None:
     """Whatever user the app has: new files and directories get the group of the directory."""
     made = node.directory("shop", "checkout-1")

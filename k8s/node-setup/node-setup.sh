@@ -20,9 +20,10 @@ chmod 2770 "$feedback"
 owner=${STATE_OWNER:-10001:10001}
 mkdir -p "$state"
 if [ "$(stat -c %u:%g:%a "$state")" != "$owner:700" ]; then
-  # root's first: without DAC_OVERRIDE root cannot look into what is another's alone
+  # root's first, from the top down: without DAC_OVERRIDE root cannot look into what is another's alone
   chown 0:0 "$state"
   chmod 0700 "$state"
+  find "$state" -type d -exec chown 0:0 {} \;
   chown -R "$owner" "$state"
 fi
 
