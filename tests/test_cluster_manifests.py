@@ -15,6 +15,8 @@ from tests.rendered import Manifest, of_kind, one, overlay
 
 WITH_AGENTS = ("base", "overlays/dev", "overlays/production", "overlays/sidecar", "overlays/canary")
 ON_NODES = tuple(name for name in WITH_AGENTS if name != "overlays/sidecar")
+STARTED_WITHIN_S = 60
+"""What a large store may take to open on a slow disk."""
 NOT_KUBERNETES = {"PodMonitor", "PrometheusRule"}
 """Of the Prometheus Operator: no schema of theirs is at hand."""
 
@@ -292,7 +294,21 @@ def test_a_rollout_takes_a_tenth_at_once_and_never_two_agents_on_a_node(name: st
     ((_, agent),) = rendered.agents(overlay(name))
     (told,) = (e for e in agent["env"] if e["name"] == "FEEDBACK_AGENT_AGENT__NODE")
     assert node["fieldRef"].items() >= told["valueFrom"]["fieldRef"].items()
-    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= agent.keys()
+
+
+@pytest.mark.parametrize("name", WITH_AGENTS)
+def test_a_probe_asks_what_its_answer_is_for(name: str) -> None:
+    """A restart helps who hangs, and nobody who waits for Kafka: that is what /readyz is about. In
+    an app's pod that says nothing about the app."""
+    asked = {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+    if name == "overlays/sidecar":
+        asked.pop("readinessProbe")
+    for _, agent in rendered.agents(overlay(name)):
+        probes = {key: probe for key, probe in agent.items() if key.endswith("Probe")}
+        assert asked == {key: probe["httpGet"]["path"] for key, probe in probes.items()}
+        assert {"http"} == {probe["httpGet"]["port"] for probe in probes.values()}
+        starts = probes["startupProbe"]
+        assert starts["periodSeconds"] * starts["failureThreshold"] >= STARTED_WITHIN_S
 
 
 def test_tolerations_are_opt_in() -> None:
