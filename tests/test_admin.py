@@ -127,6 +127,10 @@ async def test_the_page_comes_with_what_a_browser_may_do_with_it() -> None:
 
     assert (200, "text/html; charset=utf-8") == (status, headers["Content-Type"])
     assert "default-src 'none'" == headers["Content-Security-Policy"]
+    assert ("nosniff", "no-referrer") == (
+        headers["X-Content-Type-Options"],
+        headers["Referrer-Policy"],
+    )
     assert page.html == body.decode()
 
 

@@ -225,8 +225,11 @@ def test_a_rotated_file_goes_once_kafka_has_all_of_it(mock: Topics, tmp_path: Pa
             torn.write(b"{")
         for name in ("acme/a.jsonl", "acme/a.jsonl.1", "torn/t.jsonl.1", "gone/g.jsonl.1"):
             aged(agent.root / name)
+        gone = [agent.root / name for name in ("acme/a.jsonl.1", "gone/g.jsonl.1")]
+        gone_bytes = sum(path.stat().st_size for path in gone)
         agent.start()
         agent.until(lambda: agent.metric("deleted_files_total") == 2, "two files deleted")
+        agent.until(lambda: agent.metric("deleted_bytes_total") == gone_bytes, "their bytes")
         aged(agent.root / "gone")
         agent.until(lambda: not (agent.root / "gone").exists(), "an empty directory deleted")
 

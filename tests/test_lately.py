@@ -43,8 +43,11 @@ def test_a_flood_of_one_hides_no_other_and_names_are_bounded(lately: Lately) -> 
     assert NAMES_MAX == len(lately.problems())
 
 
-def test_what_is_well_is_no_problem_and_what_others_log_is_not_ours(lately: Lately) -> None:
+def test_what_is_well_is_no_problem_and_what_others_log_is_not_ours(
+    lately: Lately, caplog: pytest.LogCaptureFixture
+) -> None:
     """A library may quote keys and values in what it logs."""
+    caplog.set_level(logging.INFO, log.name)
     event(log, logging.INFO, "sink.up")
     logging.getLogger("aiokafka").error("a value")
 

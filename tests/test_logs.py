@@ -222,6 +222,18 @@ def test_aiokafka_is_never_heard_below_warning() -> None:
     assert "" == stream.getvalue()
 
 
+@pytest.mark.parametrize("name", ["aiokafka", "asyncio", "grpc", "opentelemetry", "watchdog"])
+def test_no_library_is_heard_below_warning(name: str) -> None:
+    """Who looks for a fault of ours at DEBUG would not find it among what they say."""
+    stream = io.StringIO()
+    setup("debug", "json", stream)
+
+    logging.getLogger(name).info("not wanted")
+    logging.getLogger(f"{name}.inner").debug("not wanted")
+
+    assert "" == stream.getvalue()
+
+
 @pytest.mark.parametrize("name", logs.TAMED)
 def test_a_quiet_level_is_not_raised_by_taming(name: str) -> None:
     stream = io.StringIO()

@@ -24,6 +24,7 @@ from tests.running import NOWHERE, Agent, append, feedback, mock_topics
 
 DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
 SERIES_MAX = 400
+FAR_S = 120.0
 CLIENTS = 40  # more than have series of their own
 IMPATIENT: dict[str, Any] = {
     "kafka": {"start_s": 0.2},
@@ -105,6 +106,13 @@ def test_the_worst_of_configurations_has_so_many_series_and_no_more(
     assert own <= {line.partition("{")[2].partition("}")[0] for line in series(page)}
     assert len(KINDS) + OWN_RULES_MAX + 1 == len(series(page, "redactions_total"))
     assert 3 * len(SEND_FAILURES) == len(series(page, "send_failures_total"))
+    for name in (
+        "sink_up",
+        "producer_retirements_total",
+        "retries_total",
+        "throttled_seconds_total",
+    ):
+        assert 3 == len(series(page, name)), "each of three sinks, before anything happened"
     assert len(series(page)) <= SERIES_MAX
 
 
@@ -229,6 +237,52 @@ def test_what_nobody_could_open_so_far_waits_as_well(tmp_path: Path) -> None:
         found_s = agent.metric("client_lag_seconds", client="acme")
         assert age_s - 60 < found_s < age_s + 60
         assert path.stat().st_size == agent.metric("unsent_bytes")
+
+
+def test_what_waits_for_an_answer_is_in_flight_and_behind_until_it_came(
+    embedded: EmbeddedKafka, mock: Topics, tmp_path: Path
+) -> None:
+    """Neither spooled nor given up: only these say that something is under way."""
+    waits: dict[str, Any] = {
+        "breaker": {"ack_age_max_s": FAR_S},
+        "kafka": {"request_timeout_s": FAR_S},
+    }
+    with Agent(tmp_path, mock, **waits, source={"scan_s": 0.2}) as agent:
+        path = agent.root / "acme/a.jsonl"
+        append(path, [feedback(0)])
+        agent.start().until_delivered(1)
+        agent.until_committed()
+        assert [0, 0] == [agent.metric(f"in_flight_{what}") for what in ("events", "bytes")]
+        commits = agent.metric("checkpoint_commits_total")
+        assert 0 < commits <= agent.metric("checkpoint_seconds_count")
+
+        embedded.broker_down()
+        before = path.stat().st_size
+        append(path, map(feedback, range(1, 101)))
+        behind = path.stat().st_size - before
+        agent.until(lambda: agent.metric("in_flight_events") == 100, "in flight")
+        assert behind == agent.metric("in_flight_bytes")
+        assert 0 < agent.metric("buffer_use_ratio", buffer="in_flight") < 1
+        agent.until(lambda: agent.metric("client_lag_bytes", client="acme") == behind, "behind")
+
+        embedded.broker_up()
+        agent.until_delivered(101)
+        agent.until_committed()
+        agent.until(lambda: agent.metric("client_lag_bytes", client="acme") == 0, "not behind")
+        assert [0, 0] == [agent.metric(f"in_flight_{what}") for what in ("events", "bytes")]
+        assert commits < agent.metric("checkpoint_commits_total")
+
+
+def test_what_markers_cut_and_what_is_beyond_a_limit_is_counted(
+    mock: Topics, tmp_path: Path
+) -> None:
+    with Agent(tmp_path, mock, source={"client_files_max": 2, "scan_s": 0.2}) as agent:
+        append(agent.root / "acme/a.jsonl", [feedback(1, comment="a@b.co " * 1428)])
+        for name in "bcd":
+            append(agent.root / f"globex/{name}.jsonl", [feedback(ord(name))])
+        agent.start().until_delivered(3)
+        agent.until(lambda: agent.metric("files_over_limit") == 1, "one of three is left out")
+        assert 1 == agent.metric("events_cut_total")
 
 
 def test_an_outage_shows_in_the_breaker_the_buffers_and_the_bytes_at_risk(tmp_path: Path) -> None:
