@@ -33,7 +33,8 @@ POLICY: Final = (
 )
 """The Content-Security-Policy to send with it: one style sheet, and nothing else at all."""
 
-_LOOKS = {"live": "good", "spooling": "fair", "replaying": "fair", "closed": "good"}
+_LOOKS = {"live": "good", "spooling": "fair", "replaying": "fair", "closed": "good",
+          "half_open": "fair"}  # fmt: skip
 """Of words that a sink says; all others are bad news."""
 
 
