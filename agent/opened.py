@@ -1,12 +1,18 @@
-"""The files that are open, and which of them is closed for another. Lives in the worker thread."""
+"""The files that are open, and which of them is closed for another. Lives in the worker thread.
 
-from collections import OrderedDict
+A file is best closed when all of it is read and settled. But a client may have more to be read in
+each of its files than there is time for, or be slowed for hours: then it gives one of them to a
+client that has fewer open, and goes on with it later.
+"""
+
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 
 from agent.core.identity import Checkpoint, Held
 from agent.harvester import Followed, Harvester
 from agent.registry import Registry
 from agent.turns import Turns
+from agent.unpacking import is_content
 
 
 class Opened:
@@ -14,17 +20,27 @@ class Opened:
 
     Args:
         descriptors_max: Files open at once. Beyond it the one longest at rest is closed; while
-            none rests, further files wait.
+            none rests, one of a client that has more open than the one that asks.
+        put_by: Take a file that was closed half read, to be opened again.
     """
 
     def __init__(
-        self, registry: Registry, turns: Turns, *, line_bytes_max: int, descriptors_max: int
+        self,
+        registry: Registry,
+        turns: Turns,
+        *,
+        line_bytes_max: int,
+        descriptors_max: int,
+        put_by: Callable[[Followed], None],
     ) -> None:
         self._registry = registry
         self._turns = turns
         self._line_bytes_max = line_bytes_max
         self._descriptors_max = descriptors_max
-        self._files: OrderedDict[Followed, None] = OrderedDict()
+        self._put_by = put_by
+        self._files: OrderedDict[Followed, str] = OrderedDict()  # and whose they are
+        self._held: Counter[str] = Counter()
+        self._unread: set[Followed] = set()  # had no turn since they were opened
         self._ends: dict[Followed, int] | None = None  # how far to read before a stop; None: on
 
     def __iter__(self) -> Iterator[Followed]:
@@ -44,9 +60,12 @@ class Opened:
         followed.checkpoint = base
         reader = followed.harvester = Harvester(file, base, self._line_bytes_max)
         self._registry.rows.append(base)
-        if self._ends is not None:
+        if self._ends is not None and (followed in self._files or followed not in self._ends):
             self._ends[followed] = file.size()
-        self._files[followed] = None
+        if followed not in self._files:
+            self._held[base.client] += 1
+            self._files[followed] = base.client
+            self._unread.add(followed)
         self._turns.add(followed)
         return reader
 
@@ -57,6 +76,7 @@ class Opened:
             followed = self._turns.take()
         if followed is not None:
             self._files.move_to_end(followed)
+            self._unread.discard(followed)
         return followed
 
     def again(self, followed: Followed) -> None:
@@ -75,10 +95,15 @@ class Opened:
         assert reader is not None
         return not (followed in self._turns or reader.more or reader.ledger.in_flight_bytes)
 
-    def room(self, finish: Callable[[Followed], bool]) -> bool:
-        """Return whether another file may be opened, closing the one longest at rest if need be.
+    def held(self, client: str) -> int:
+        """Return how many files of ``client`` are open."""
+        return self._held[client]
 
-        Better one whose last line is whole: of another that is then deleted, the line is lost.
+    def room(self, client: str, finish: Callable[[Followed], bool]) -> bool:
+        """Return whether a file of ``client`` may be opened, closing another one if need be.
+
+        The one longest at rest: better one whose last line is whole, for of another that is then
+        deleted, the line is lost. Else one that ``client`` may have: see ``_yielding``.
         ``finish`` says whether a file may be closed now.
         """
         if not self.full:
@@ -89,11 +114,42 @@ class Opened:
             if finish(followed):
                 self.close(followed)
                 return True
-        return False
+        yielding = self._yielding(client)
+        if yielding is None:
+            return False
+        self.close(yielding)
+        self._put_by(yielding)
+        return True
+
+    def _yielding(self, client: str) -> Followed | None:
+        """Return a half-read file of a client with more open ones than ``client`` has.
+
+        Of one that is slowed, for it is not read anyway; or that has most. It had a turn, or all
+        would be closed again before they are read. Within a line that is passed over it would have
+        to go back to where that began. Nothing is taken that cannot be had again: the file is
+        there, nothing of it is in flight, and it need not be unpacked again.
+        """
+        own = self._held[client]
+        best, best_rank = None, (False, 0, False)
+        for followed, holder in self._files.items():
+            reader, slowed = followed.harvester, self._turns.slowed(holder) is not None
+            assert reader is not None
+            more = self._held[holder] > own and (slowed or followed not in self._unread)
+            kept = followed.seen is None or reader.ledger.in_flight_bytes
+            if not more or kept or is_content(followed.birth):
+                continue
+            rank = slowed, self._held[holder], not reader.cursor.passing
+            if rank > best_rank:
+                best, best_rank = followed, rank
+        return best
 
     def close(self, followed: Followed) -> None:
         assert followed.harvester is not None
         self._registry.rows.append(followed.latest())
         followed.harvester.file.close()
         followed.harvester = None
-        del self._files[followed]
+        self._unread.discard(followed)
+        client = self._files.pop(followed)
+        self._held[client] -= 1
+        if not self._held[client]:
+            del self._held[client]

@@ -93,7 +93,7 @@ class Resetting:
     def unopened(self) -> list[Found]:
         """Return files that were reset and still wait to be opened."""
         self._closed = [f for f in self._closed if f.harvester is None and f.seen is not None]
-        return [Found(f.seen, "grown") for f in self._closed if f.seen is not None]
+        return [Found(f.seen, "grown", f.seen) for f in self._closed if f.seen is not None]
 
     def reset(self, path: str, wanted: str | int, *, dry_run: bool) -> Reset:
         """Begin the file at ``path`` anew; see ``positions.offset_of``. Raises ``AgentError``."""
@@ -141,6 +141,6 @@ class Resetting:
             followed.checkpoint = base
             self._registry.rows.append(base)
             self._closed.append(followed)
-            self._reopen(Found(seen, "grown"))
+            self._reopen(Found(seen, "grown", seen))
         made = outcome(before, seen.path, at, file.size(), generation=base.generation)
         return replace(made, source=base.source_id, changed=True)

@@ -20,6 +20,7 @@ from agent.harvester import Followed, Truncated
 from agent.met import Met
 from agent.opened import Opened
 from agent.opener import Descriptor, Refused
+from agent.openings import Openings
 from agent.packed import Packed
 from agent.refusals import Refusals
 from agent.registry import Registry
@@ -66,8 +67,13 @@ class Sources:
         self.turns = turns
         self.refusals = Refusals(metrics, note)
         self.clients = Clients(metrics, shown, clock)
+        self._openings = Openings()
         self.opened = Opened(
-            registry, turns, line_bytes_max=line_bytes_max, descriptors_max=descriptors_max
+            registry,
+            turns,
+            line_bytes_max=line_bytes_max,
+            descriptors_max=descriptors_max,
+            put_by=self._openings.put_by,
         )
         self._start_at_end = start_at_end
         self._scanned = False
@@ -95,13 +101,12 @@ class Sources:
         )
         self._deletion = deletion
         self._stuck = Stuck(clock=clock, metrics=metrics)
-        self._openings: deque[Found] = deque()
         self.resetting = Resetting(
             open_file,
             registry,
             met=self._met,
             opened=self.opened,
-            reopen=lambda found: self._openings.append(found),  # noqa: PLW0108 - made anew
+            reopen=self._openings.add,
         )
         self._failing: list[Followed] = []  # could not be read: again after the next scan
         self._hints: deque[str | None] = deque()
@@ -128,7 +133,7 @@ class Sources:
         self._failing.clear()
         self._scanned = True
         waited = {found.seen.key for found in self._openings}
-        self._openings = deque([*self.resetting.unopened(), *todo.open])
+        self._openings.scanned([*self.resetting.unopened(), *todo.open])
         self._reopen()
         new = {found.seen.key for found in todo.open if found.why == "new"}
         if self._start_at_end and self.registry.empty:
@@ -152,16 +157,29 @@ class Sources:
                 self._met.see(done, finished.seen)
         strangers = self.registry.strangers
         again = [*strangers.studies.go_on(), *self.packed.due()]
-        self._openings += [Found(seen, "touched") for seen in again]
-        for _ in range(min(len(self._openings), OPENINGS_A_TURN)):
-            found = self._openings[0]
-            if found.why == "new" and strangers.resting(found.seen):
-                self._openings.popleft()
-                continue
-            if not self._is_open(found.seen) and not self.opened.room(self._departed.finish):
-                break
-            self._adoption.wake(self._openings.popleft().seen)
+        self._openings.add(*(Found(seen, "touched") for seen in again))
+        self._open()
         return self.opened.take()
+
+    def _open(self) -> None:
+        """Open a few of those that wait, one of each client in turn, as far as there is room."""
+        refused: int | None = None  # so many open files, or more, were too many for another one
+        for _ in range(min(len(self._openings), OPENINGS_A_TURN)):
+            found = self._openings.take()
+            client = found.seen.client
+            if found.why == "new" and self.registry.strangers.resting(found.seen):
+                continue
+            if not self._is_open(found.seen):
+                slowed = self.opened.full and self.turns.slowed(client) is not None
+                held = self.opened.held(client)
+                crowded = refused is not None and held >= refused
+                if slowed or crowded or not self.opened.room(client, self._departed.finish):
+                    if not slowed:
+                        refused = held if refused is None else min(held, refused)
+                    self._openings.untake(found)
+                    continue
+            self._adoption.wake(found.seen)
+        self._openings.go_on()
 
     def read(self, followed: Followed) -> Piece | Truncated | None:
         """Read once; a disk that fails is said once, and tried again after the next scan."""
@@ -261,7 +279,7 @@ class Sources:
             return
         seen = followed.seen if followed is not None else self.registry.strangers.at(path)
         if seen is not None:
-            self._openings.append(Found(seen, "grown"))
+            self._openings.add(Found(seen, "grown", None if followed is None else seen))
 
     def _reopen(self) -> None:
         """Open those again whose descriptor does not show what the path does."""
@@ -270,7 +288,7 @@ class Sources:
         for followed in self._stuck.scanned(resting):
             assert followed.seen is not None
             self.opened.close(followed)
-            self._openings.append(Found(followed.seen, "grown"))
+            self._openings.add(Found(followed.seen, "grown", followed.seen))
 
     def _lose(self, gone: Seen) -> None:
         followed = self._met.lose(gone.key)

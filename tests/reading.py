@@ -48,9 +48,13 @@ class Reading:
             self.open_file,
             self.registry,
             line_bytes_max=line_bytes_max,
-            **{"descriptors_max": 8, "start_at_end": False, **limits},
+            **{
+                "descriptors_max": 8,
+                "start_at_end": False,
+                "turns": unlimited_turns(clock, self.metrics),
+                **limits,
+            },
             deletion=no_deletion(clock, self.metrics),
-            turns=unlimited_turns(clock, self.metrics),
             clock=clock,
             metrics=self.metrics,
         )
