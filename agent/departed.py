@@ -3,10 +3,12 @@
 Lives in the worker thread. A deleted file lives on for whoever has it open, the app that writes it
 perhaps too. So it is held until nothing came for ``GRACE_S``; then a last line without an end is
 taken for one that will never have one. What is held costs disk that nobody sees: it has a bound,
-and beyond it the file that went first is given up, counted.
+and beyond it the file that went first is given up, counted: one of the client that holds most, so
+that nobody's deletions cost another one its lines.
 """
 
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -86,15 +88,21 @@ class Departed:
             self._close(followed)
 
     def _bound(self, gone: list[Followed]) -> None:
-        held = [(followed, _held_bytes(followed)) for followed in gone]
-        total = sum(size for _, size in held)
-        held.sort(key=lambda one: one[0].checkpoint.gone_at or 0.0)
-        for followed, size in held:
-            if self._held_bytes_max is None or total <= self._held_bytes_max:
-                break
-            total -= size
+        """Keep within ``held_bytes_max``: of the client that holds most, what went first goes."""
+        gone.sort(key=lambda followed: followed.checkpoint.gone_at or 0.0, reverse=True)
+        held: defaultdict[str, list[tuple[Followed, int]]] = defaultdict(list)
+        of_client: Counter[str] = Counter()
+        for followed in gone:
+            size, client = _held_bytes(followed), followed.checkpoint.client
+            if size:
+                held[client].append((followed, size))
+                of_client[client] += size
+        while self._held_bytes_max is not None and of_client.total() > self._held_bytes_max:
+            client = max(of_client, key=lambda one: of_client[one])
+            followed, size = held[client].pop()
+            of_client[client] -= size
             self._give_up(followed)
-        self._metrics.held_bytes.set(total)
+        self._metrics.held_bytes.set(of_client.total())
 
     def _give_up(self, followed: Followed) -> None:
         reader = followed.harvester
@@ -111,4 +119,4 @@ def _held_bytes(followed: Followed) -> int:
     """Return what only our descriptor keeps on the disk."""
     assert followed.harvester is not None
     file = followed.harvester.file
-    return 0 if file.links() else file.size()
+    return 0 if file.links() else file.disk_bytes()

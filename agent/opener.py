@@ -50,6 +50,7 @@ _STATX_BYTES = 256
 _STATX_BTIME_AT = 80  # struct statx: stx_btime, s64 seconds and u32 nanoseconds
 _FS_IOC_GETVERSION = 0x80087601  # _IOR('v', 1, long); file systems write 32 bits of it
 _RACES_MAX = 8
+_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own are
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
@@ -103,6 +104,11 @@ class Descriptor:
             if error.errno != errno.ENXIO:
                 return offset  # this file system does not tell
             return max(offset, self.size())
+
+    def disk_bytes(self) -> int:
+        """Return how much room it takes up on the disk, no more than its size."""
+        status = os.fstat(self._fd)
+        return min(status.st_size, status.st_blocks * _BLOCK_BYTES)
 
     def links(self) -> int:
         """Return the number of names; 0 once the file is deleted."""

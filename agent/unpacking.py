@@ -117,6 +117,9 @@ class Unpacked:
     def links(self) -> int:
         return self.packed.links()
 
+    def disk_bytes(self) -> int:
+        return self.packed.disk_bytes()
+
     def beyond_hole(self, offset: int) -> int:
         return offset
 

@@ -97,6 +97,9 @@ class MemoryFile:
     def links(self) -> int:
         return 1
 
+    def disk_bytes(self) -> int:
+        return len(self.content)
+
     def beyond_hole(self, offset: int) -> int:
         return offset
 

@@ -115,6 +115,9 @@ class OpenFile:
     def links(self) -> int:
         return self.inode.links
 
+    def disk_bytes(self) -> int:
+        return len(self.inode.content)
+
     def beyond_hole(self, offset: int) -> int:
         return offset
 

@@ -1,5 +1,6 @@
 """Files that are deleted or moved away while their lines are still to be read. Real files."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -219,6 +220,45 @@ def test_what_deleted_files_hold_on_the_disk_is_bounded(reader: Reader) -> None:
 
     reader.scan()
     assert 10_000 == sum(len(piece.lines) for piece in reader.pieces)
+
+
+def hold(reader: Reader, path: str, size: int, *, sparse: bool = False) -> None:
+    """Let ``path`` be deleted before anything of it is read, but for its descriptor."""
+    made = reader.root / path
+    made.parent.mkdir(exist_ok=True)
+    if sparse:
+        made.touch()
+        os.truncate(made, size)
+    else:
+        made.write_bytes(LINE * (size // len(LINE)))
+    reader.scan(read=False)
+    whoever = reader.sources.next()  # it is opened by that
+    assert whoever is not None
+    reader.sources.again(whoever)
+    made.unlink()
+    reader.clock.advance(1.0)
+
+
+def test_a_client_that_deletes_too_much_loses_its_own_files_and_no_others(reader: Reader) -> None:
+    """Though what the other deleted went first."""
+    hold(reader, "quiet/a.jsonl", 8000)
+    for n in range(3):
+        hold(reader, f"busy/{n}.jsonl", 80_000)
+    reader.scan(read=False)
+    reader.scan()
+
+    assert 8000 + 80_000 == sum(len(LINE) * len(piece.lines) for piece in reader.pieces)
+
+
+def test_holes_of_deleted_files_take_up_no_room(reader: Reader) -> None:
+    """A terabyte of nothing, which costs its writer nothing, would push out all that is held."""
+    hold(reader, "quiet/a.jsonl", 8000)
+    hold(reader, "busy/a.jsonl", 1 << 40, sparse=True)
+    reader.scan(read=False)
+
+    assert 2 == reader.opened
+    assert 0 == reader.gone_unread_bytes("held")
+    assert reader.metrics.held_bytes._value.get() < 100_000
 
 
 def test_what_was_deleted_before_it_was_read_is_counted(reader: Reader) -> None:

@@ -105,6 +105,9 @@ class Held(Readable, Protocol):
     def links(self) -> int:
         """Return the number of names; 0 once the file is deleted."""
 
+    def disk_bytes(self) -> int:
+        """Return how much room it takes up; holes take none."""
+
     def beyond_hole(self, offset: int) -> int:
         """Return where something is stored at or after ``offset``, which may be ``offset``."""
 
