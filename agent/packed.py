@@ -34,6 +34,8 @@ from agent.unpacking import Unpacked, content_birth
 
 OPEN_MAX = 4
 """Compressed files that are read at a time; each holds a decoder and its window."""
+OF_CLIENT_MAX = 3
+"""Of them one client's: one that is slowed has them open for hours."""
 
 
 class Found(NamedTuple):
@@ -81,9 +83,9 @@ class Packed:
         self._clock = registry.clock
         self._studies = registry.strangers.studies
         self._cases: dict[FileKey, _Case] = {}
-        self._slots: set[FileKey] = set()  # read, or soon to be
+        self._slots: dict[FileKey, str] = {}  # read, or soon to be; and whose they are
         self._reading: dict[FileKey, tuple[Followed, Unpacked]] = {}
-        self._waiting: dict[FileKey, Seen] = {}  # for a slot
+        self._waiting: dict[str, dict[FileKey, Seen]] = {}  # for a slot, by client
         self._failed: dict[FileKey, Seen] = {}  # until the next scan
 
     def scanned(self, new: Collection[FileKey]) -> None:
@@ -92,7 +94,8 @@ class Packed:
             if key not in new and (case.followed is None or case.followed.seen is None):
                 self._drop(key)
             case.failed = False
-        self._waiting |= self._failed
+        for seen in self._failed.values():
+            self._wait(seen)
         self._failed = {}
         self._studies.keep({*new, *self._cases})
 
@@ -119,8 +122,28 @@ class Packed:
 
     def due(self) -> list[Seen]:
         """Return files that waited for another to be closed, and need not any more."""
-        free = max(0, OPEN_MAX - len(self._slots))
-        return [self._waiting.pop(key) for key in [*self._waiting][:free]]
+        client = next((client for client in self._waiting if self._room(client)), None)
+        if client is None:
+            return []
+        waiting = self._waiting.pop(client)
+        seen = waiting.pop(next(iter(waiting)))
+        if waiting:
+            self._waiting[client] = waiting
+        return [seen]
+
+    def _wait(self, seen: Seen) -> None:
+        self._waiting.setdefault(seen.client, {})[seen.key] = seen
+
+    def _wait_no_more(self, seen: Seen) -> None:
+        waiting = self._waiting.get(seen.client, {})
+        waiting.pop(seen.key, None)
+        if not waiting:
+            self._waiting.pop(seen.client, None)
+
+    def _room(self, client: str) -> bool:
+        """Return whether one more file of ``client`` may be read."""
+        own = sum(holder == client for holder in self._slots.values())
+        return len(self._slots) < OPEN_MAX and own < OF_CLIENT_MAX
 
     def finished(
         self, drained: Callable[[Followed], bool]
@@ -130,10 +153,10 @@ class Packed:
         for key, (followed, file) in [*self._reading.items()]:
             if followed.harvester is None or followed.harvester.file is not file:
                 del self._reading[key]  # closed by someone else
-                self._slots.discard(key)
+                self._slots.pop(key, None)
             elif drained(followed):
                 del self._reading[key]
-                self._slots.discard(key)
+                self._slots.pop(key, None)
                 seen, done = followed.seen, None
                 case = self._cases.pop(key, None)
                 if seen is None or case is None:
@@ -227,10 +250,10 @@ class Packed:
             self._drop(key)
             done = followed if refused else self._done(file, seen, case.size)
             return Found(done, refused=refused)
-        if key not in self._slots and len(self._slots) >= OPEN_MAX:
-            self._waiting[key] = seen
+        if key not in self._slots and not self._room(seen.client):
+            self._wait(seen)
             return Found(followed)
-        self._slots.add(key)
+        self._slots[key] = seen.client
         if case.ready is None and base.watermark > SLICE_BYTES:
             self._studies.ask(seen, lambda: self._go_to(case, surveyed, base.watermark))
             return Found(followed)
@@ -312,9 +335,9 @@ class Packed:
         case = self._cases.pop(key, None)
         if case is not None:
             case.close()
-        self._waiting.pop(key, None)
+            self._wait_no_more(case.seen)
         if key not in self._reading:
-            self._slots.discard(key)
+            self._slots.pop(key, None)
 
 
 def _is_done(row: Followed, file: Descriptor) -> bool:

@@ -27,23 +27,33 @@ class _Asked(NamedTuple):
 
 
 class Studies:
-    """Studies of unknown files, at most one for each."""
+    """Studies of unknown files, at most one for each.
+
+    Of one client one goes on at a time, and clients take turns: each can make files that take
+    hours, by packing a terabyte of nothing, and then waits for its own alone.
+    """
 
     def __init__(self) -> None:
-        self._waiting: dict[FileKey, _Asked] = {}
-        self._running: dict[FileKey, tuple[Seen, Study]] = {}
+        self._waiting: dict[str, dict[FileKey, _Asked]] = {}  # by client
+        self._running: dict[str, tuple[Seen, Study]] = {}
 
     def ask(self, seen: Seen, begin: Callable[[], Study]) -> None:
         """Let ``begin`` be gone through, unless there is a study of that file already."""
-        if seen.key not in self._running:
-            self._waiting.setdefault(seen.key, _Asked(seen, begin))
+        running = self._running.get(seen.client)
+        if running is None or running[0].key != seen.key:
+            self._waiting.setdefault(seen.client, {}).setdefault(seen.key, _Asked(seen, begin))
 
     def keep(self, keys: Container[FileKey]) -> None:
         """End what is about files that are not there any more."""
-        for key in [key for key in self._waiting if key not in keys]:
-            del self._waiting[key]
-        for key in [key for key in self._running if key not in keys]:
-            self._running.pop(key)[1].close()
+        for client, waiting in [*self._waiting.items()]:
+            for key in [key for key in waiting if key not in keys]:
+                del waiting[key]
+            if not waiting:
+                del self._waiting[client]
+        for client, (seen, study) in [*self._running.items()]:
+            if seen.key not in keys:
+                del self._running[client]
+                study.close()
 
     @property
     def busy(self) -> bool:
@@ -54,12 +64,9 @@ class Studies:
         ended: list[Seen] = []
         budget = SLICE_BYTES
         while budget > 0 and self.busy:
-            while self._waiting and len(self._running) < RUNNING_MAX:
-                key = next(iter(self._waiting))
-                asked = self._waiting.pop(key)
-                self._running[key] = asked.seen, asked.begin()
-            key = next(iter(self._running))
-            seen, study = self._running.pop(key)
+            self._begin()
+            client = next(iter(self._running))
+            seen, study = self._running.pop(client)
             try:
                 used = next(study, None)
             except OSError:
@@ -67,9 +74,21 @@ class Studies:
             if used is None:
                 ended.append(seen)
             else:
-                self._running[key] = seen, study
+                self._running[client] = seen, study
             budget -= (used or 0) + STEP_BYTES
         return ended
+
+    def _begin(self) -> None:
+        """Begin a study of each client that has none, as many as there may be."""
+        while len(self._running) < RUNNING_MAX:
+            client = next((c for c in self._waiting if c not in self._running), None)
+            if client is None:
+                return
+            waiting = self._waiting.pop(client)
+            asked = waiting.pop(next(iter(waiting)))
+            if waiting:
+                self._waiting[client] = waiting
+            self._running[client] = asked.seen, asked.begin()
 
 
 def begins_as(copy: Readable, original: Readable) -> Generator[int, None, bool | None]:

@@ -464,6 +464,36 @@ def test_few_are_open_at_a_time(world: World) -> None:
     assert total == sizes(*reads)
 
 
+def test_a_client_with_bombs_keeps_no_other_one_from_being_unpacked(world: World) -> None:
+    """Each takes its time; twenty of them together would take everybody's."""
+    bomb = gzip.compress(bytes(100 << 20), 1)
+    for n in range(20):
+        world.file.with_name(f"a{n}.jsonl.gz").write_bytes(bomb)
+    life = world.restart()
+    life.scan(10)
+    other = world.root / "zeta/b.jsonl.gz"
+    other.parent.mkdir()
+    other.write_bytes(gzip.compress(lines(0, 100)))
+    reads = life.scan(60)
+
+    assert ["zeta/b.jsonl.gz"] == [read.path for read in reads]
+
+
+def test_a_client_that_is_slowed_leaves_a_decoder_for_others(world: World) -> None:
+    """Its own are open for as long as it has to wait."""
+    for n in range(2 * OPEN_MAX):
+        content = lines(n * 10_000, 3000 + n)
+        world.file.with_name(f"a{n}.jsonl.gz").write_bytes(gzip.compress(content))
+    life = world.restart()
+    life.scan(30)  # nothing is settled: all that are open stay so
+    other = world.root / "zeta/b.jsonl.gz"
+    other.parent.mkdir()
+    other.write_bytes(gzip.compress(lines(0, 100)))
+    reads = life.scan(30)
+
+    assert "zeta/b.jsonl.gz" in {read.path for read in reads}
+
+
 def test_with_the_start_at_the_end_it_is_passed_over(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
