@@ -1,9 +1,10 @@
-"""Files that grow while their descriptor shows nothing of it. Lives in the worker thread.
+"""Files that grow while nothing of it is read. Lives in the worker thread.
 
 Some file systems give two answers about one file: a network file system may keep an old size, and
 an overlay (before Linux 4.19) showed a lower file for ever to who had it open when it was copied
-up. Then only opening the path again helps. Nothing else makes a file stuck: one that waits for its
-turn, for room, or for the end of a line has been seen to its end, or is about to be.
+up. Then only opening the path again helps. Nothing else should make a file stuck: one that waits
+for its turn, for room, or for the end of a line has been seen to its end, or is about to be. If one
+rests all the same before its end, opening it again gives it a turn.
 """
 
 import logging
@@ -17,7 +18,7 @@ from agent.telemetry import Metrics, event
 log = logging.getLogger(__name__)
 
 STUCK_S = 15.0
-"""For so long, and in two scans at least, a file must be bigger by its path than it is open."""
+"""For so long, and in two scans at least, a file must be bigger by its path than was seen."""
 
 
 class Stuck:
@@ -34,7 +35,7 @@ class Stuck:
         found = []
         for followed in resting:
             assert followed.harvester is not None
-            if followed.seen is None or followed.seen.size <= followed.harvester.file.size():
+            if followed.seen is None or followed.seen.size <= followed.harvester.seen_to:
                 continue
             since_s = self._since_s[followed] = before.get(followed, now_s)
             if now_s - since_s >= STUCK_S:
@@ -49,5 +50,5 @@ class Stuck:
         self._metrics.stuck_files.inc()
         event(log, logging.WARNING, "file.stuck", source=followed.checkpoint.source_id,
               path=printable(followed.seen.path), size=followed.seen.size,
-              open_size=followed.harvester.file.size(),
+              open_size=followed.harvester.file.size(), seen_to=followed.harvester.seen_to,
               effect="it is opened again")  # fmt: skip

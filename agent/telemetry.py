@@ -143,7 +143,7 @@ class Metrics:
             cause=GONE_CAUSES,
         )
         self.stuck_files = self._counter(
-            "stuck_files", "Files opened again, for they grew and their descriptor did not."
+            "stuck_files", "Files opened again, for they grew and nothing of it was read."
         )
         self.deleted_files = self._counter(
             "deleted_files", "Shipped files deleted as source.delete_after_s says."

@@ -106,3 +106,19 @@ def test_a_file_that_waits_for_its_turn_is_not_stuck(world: World) -> None:
         world.clock.advance(STUCK_S)
 
     assert 0 == world.metrics.stuck_files._value.get()
+
+
+def test_a_file_that_rests_before_its_end_is_opened_again(world: World) -> None:
+    """Nothing should bring it there; if a turn is lost, its lines must not wait for the next one
+    that an app writes."""
+    world.append(LINE)
+    world.scan()
+    world.append(LINE)
+    world.sources.apply(world.scanner.scan())
+    assert world.sources.next() is not None  # and nobody reads it
+
+    for _ in range(3):
+        world.scan()
+        world.clock.advance(STUCK_S)
+
+    assert (2, 2) == (world.lines, world.openings)
