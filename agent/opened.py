@@ -66,7 +66,7 @@ class Opened:
             self._held[base.client] += 1
             self._files[followed] = base.client
             self._unread.add(followed)
-        self._turns.add(followed)
+        self._turns.begin(followed, file.size())
         return reader
 
     def take(self) -> Followed | None:
@@ -125,31 +125,54 @@ class Opened:
         """Return a half-read file of a client with more open ones than ``client`` has.
 
         Of one that is slowed, for it is not read anyway; or that has most. It had a turn, or all
-        would be closed again before they are read. Within a line that is passed over it would have
-        to go back to where that began. Nothing is taken that cannot be had again: the file is
-        there, nothing of it is in flight, and it need not be unpacked again.
+        would be closed again before they are read. Within a line or a hole that is longer than one
+        read it would begin that again: then rather another one of its client, with less to lose,
+        and never the last, so that each comes to its end once.
         """
-        own = self._held[client]
-        best, best_rank = None, (False, 0, False)
-        for followed, holder in self._files.items():
-            reader, slowed = followed.harvester, self._turns.slowed(holder) is not None
-            assert reader is not None
-            more = self._held[holder] > own and (slowed or followed not in self._unread)
-            kept = followed.seen is None or reader.ledger.in_flight_bytes
-            if not more or kept or is_content(followed.birth):
-                continue
-            rank = slowed, self._held[holder], not reader.cursor.passing
-            if rank > best_rank:
-                best, best_rank = followed, rank
-        return best
+        own, held = self._held[client], self._held
+        able = [f for f, c in self._files.items() if held[c] > own and self._may_be_closed(f)]
+        had_turns = [f for f in able if f not in self._unread or self._slowed(f)]
+        if not had_turns:
+            return None
+        first = max(had_turns, key=self._rank)
+        if not _midway_bytes(first):
+            return first
+        holder = self._files[first]
+        if held[holder] == 1:
+            return None
+        return min((f for f in able if self._files[f] == holder), key=_midway_bytes)
+
+    def _rank(self, followed: Followed) -> tuple[bool, int, int]:
+        slowed, holder = self._slowed(followed), self._files[followed]
+        return slowed, self._held[holder], -_midway_bytes(followed)
+
+    def _slowed(self, followed: Followed) -> bool:
+        return self._turns.slowed(self._files[followed]) is not None
+
+    def _may_be_closed(self, followed: Followed) -> bool:
+        """Return whether all that it loses is what can be read again.
+
+        It is there, which no scan may have noticed to be otherwise yet; nothing of it is in flight;
+        and it need not be unpacked again.
+        """
+        reader = followed.harvester
+        assert reader is not None
+        there = followed.seen is not None and reader.file.links() > 0
+        return there and not (reader.ledger.in_flight_bytes or is_content(followed.birth))
 
     def close(self, followed: Followed) -> None:
         assert followed.harvester is not None
         self._registry.rows.append(followed.latest())
         followed.harvester.file.close()
         followed.harvester = None
+        self._turns.end(followed)
         self._unread.discard(followed)
         client = self._files.pop(followed)
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
+
+
+def _midway_bytes(followed: Followed) -> int:
+    assert followed.harvester is not None
+    return followed.harvester.cursor.midway_bytes

@@ -11,7 +11,7 @@ from agent.harvester import Followed
 
 
 class Openings:
-    """What is to be opened, by client; and what was closed before it was read to its end."""
+    """What is to be opened, by client; and what no scan finds changed, though it is to be read."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[Found]] = {}  # whose turn is next comes first
@@ -24,7 +24,7 @@ class Openings:
             yield from waiting
 
     def __len__(self) -> int:
-        return self._count
+        return self._count + len(self._closed)
 
     def add(self, *founds: Found) -> None:
         for found in founds:
@@ -32,18 +32,25 @@ class Openings:
         self._count += len(founds)
 
     def scanned(self, founds: Iterable[Found]) -> None:
-        """Begin anew with ``founds``. What was put by is not found to be changed by any scan."""
+        """Begin anew with ``founds``, and with what was put by and is still there."""
         self._waiting, self._count = {}, 0
-        self._put_by = {f: None for f in self._put_by if f.harvester is None and f.seen is not None}
+        self._put_by = {f: None for f in self._put_by if f.seen is not None}
         founds = [*founds]
         found = {one.seen.key for one in founds}
         put_by = map(_again, self._put_by)
         self.add(*(one for one in put_by if one.seen.key not in found), *founds)
 
     def put_by(self, followed: Followed) -> None:
-        """Note that a file was closed half read; ``go_on`` lets it be opened again."""
+        """Note that a closed file is to be opened, whether or not a scan finds it changed.
+
+        ``go_on`` lets it wait for that.
+        """
         self._put_by[followed] = None
         self._closed.append(followed)
+
+    def opened(self, followed: Followed) -> None:
+        """Note that a file is open."""
+        self._put_by.pop(followed, None)
 
     def go_on(self) -> None:
         """Let what was put by wait too, after all that wait by now."""

@@ -10,7 +10,7 @@ from contextlib import closing
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.core.discovery import Found, Seen, file_key
+from agent.core.discovery import Seen, file_key
 from agent.core.identity import Change, Checkpoint, Held
 from agent.errors import AgentError
 from agent.harvester import Followed
@@ -71,7 +71,7 @@ class Resetting:
 
     Args:
         open_file: Open a path beneath the root, or say why not.
-        reopen: Let a file be opened again at its checkpoint, when there is room.
+        put_by: Let a file be opened again at its checkpoint, when there is room.
     """
 
     def __init__(
@@ -81,19 +81,13 @@ class Resetting:
         *,
         met: Met,
         opened: Opened,
-        reopen: Callable[[Found], None],
+        put_by: Callable[[Followed], None],
     ) -> None:
         self._open_file = open_file
         self._registry = registry
         self._met = met
         self._opened = opened
-        self._reopen = reopen
-        self._closed: list[Followed] = []  # reset, and not open yet: no scan finds them changed
-
-    def unopened(self) -> list[Found]:
-        """Return files that were reset and still wait to be opened."""
-        self._closed = [f for f in self._closed if f.harvester is None and f.seen is not None]
-        return [Found(f.seen, "grown", f.seen) for f in self._closed if f.seen is not None]
+        self._put_by = put_by
 
     def reset(self, path: str, wanted: str | int, *, dry_run: bool) -> Reset:
         """Begin the file at ``path`` anew; see ``positions.offset_of``. Raises ``AgentError``."""
@@ -140,7 +134,6 @@ class Resetting:
         else:
             followed.checkpoint = base
             self._registry.rows.append(base)
-            self._closed.append(followed)
-            self._reopen(Found(seen, "grown", seen))
+            self._put_by(followed)
         made = outcome(before, seen.path, at, file.size(), generation=base.generation)
         return replace(made, source=base.source_id, changed=True)

@@ -106,7 +106,7 @@ class Sources:
             registry,
             met=self._met,
             opened=self.opened,
-            reopen=self._openings.add,
+            put_by=self._openings.put_by,
         )
         self._failing: list[Followed] = []  # could not be read: again after the next scan
         self._hints: deque[str | None] = deque()
@@ -133,7 +133,7 @@ class Sources:
         self._failing.clear()
         self._scanned = True
         waited = {found.seen.key for found in self._openings}
-        self._openings.scanned([*self.resetting.unopened(), *todo.open])
+        self._openings.scanned(todo.open)
         self._reopen()
         new = {found.seen.key for found in todo.open if found.why == "new"}
         if self._start_at_end and self.registry.empty:
@@ -163,6 +163,7 @@ class Sources:
 
     def _open(self) -> None:
         """Open a few of those that wait, one of each client in turn, as far as there is room."""
+        self._openings.go_on()
         refused: int | None = None  # so many open files, or more, were too many for another one
         for _ in range(min(len(self._openings), OPENINGS_A_TURN)):
             found = self._openings.take()
@@ -179,6 +180,9 @@ class Sources:
                     self._openings.untake(found)
                     continue
             self._adoption.wake(found.seen)
+            followed = self._met.by_key.get(found.seen.key)
+            if followed is not None and followed.harvester is not None:
+                self._openings.opened(followed)
         self._openings.go_on()
 
     def read(self, followed: Followed) -> Piece | Truncated | None:

@@ -8,17 +8,16 @@ from agent.core.fairness import Fairness
 from agent.core.quota import ClientLimits
 from agent.harvester import Followed
 from agent.telemetry import Metrics, event
+from agent.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
 TURN_BYTES = 4096
 """What a turn costs besides the bytes that are read: opening a chunk, asking the disk."""
 
-_Files = dict[Followed, None]
-
 
 class Turns:
-    """Files with something to read: between clients by bytes, within one first come, first served.
+    """Files with something to read: between clients by bytes, within one as ``waiting`` says.
 
     A client that was made to wait is in a spell until it has caught up and owes nothing: a backlog
     makes it wait again and again, which is said once.
@@ -32,13 +31,23 @@ class Turns:
         self._clock = clock
         self._metrics = metrics
         self._fairness = Fairness()
-        self._ready: dict[str, _Files] = {}
-        self._slowed: dict[str, _Files] = {}
+        self._backlogs: dict[Followed, int] = {}
+        self._ready: dict[str, Waiting] = {}
+        self._slowed: dict[str, Waiting] = {}
         self._turn: str | None = None  # the client whose file was taken last
         self._spells: dict[str, str] = {}  # client -> the limit it was over
         self._due: list[tuple[float, str]] = []  # a heap: when one in a spell will have paid
         self._counted_s = clock.monotonic()
         self._hurried = False
+
+    def begin(self, followed: Followed, size: int) -> None:
+        """Give ``followed``, which is ``size`` long, its first turn since it was opened."""
+        self._backlogs[followed] = size
+        self.add(followed)
+
+    def end(self, followed: Followed) -> None:
+        """Note that ``followed`` was closed."""
+        self._backlogs.pop(followed, None)
 
     def add(self, *files: Followed) -> None:
         """Give each of ``files`` a turn, after those of its client that wait for one."""
@@ -46,9 +55,10 @@ class Turns:
             client = followed.checkpoint.client
             waiting = self._slowed.get(client) or self._ready.get(client)
             if waiting is not None:
-                waiting.setdefault(followed)
+                waiting.add(followed)
                 continue
-            self._ready[client] = {followed: None}
+            waiting = self._ready[client] = Waiting(self._backlogs)
+            waiting.add(followed)
             if client != self._turn:
                 self._fairness.enter(client)
 
@@ -64,8 +74,7 @@ class Turns:
             if self._slow(client):
                 continue
             files = self._ready[client]
-            followed = next(iter(files))
-            del files[followed]
+            followed = files.take()
             if not files:
                 del self._ready[client]
             self._turn = client

@@ -59,8 +59,8 @@ class Text(NamedTuple):
 class Copy(NamedTuple):
     """How a file was made of another.
 
-    ``settled`` says how far the original was settled on disk, if nothing in the making keeps the
-    agent from knowing whose copy it is; else 0.
+    ``settled`` says where the last line of the original ended that was settled on disk, if nothing
+    in the making keeps the agent from knowing whose copy it is; else 0.
     """
 
     original: "File"
@@ -337,8 +337,9 @@ class RealDisk(Disk):
             harvester.file.close()
 
     def _settled(self, original: File, client: str) -> int:
-        """Return how far ``original`` is settled on disk, if a copy with ``client`` can tell: 0 if
-        it was cut short, others have its lines too, it is another client's, or was taken for gone.
+        """Return where the last settled line of ``original`` ends on disk, if a copy with
+        ``client`` can tell: 0 if it was cut short, others have its lines too, it is another
+        client's, or was taken for gone. A settled hole says nothing: one looks like another.
         """
         known = self.world.node.registry.get(original.birth)
         row = self.world.stored.get(original.read_as) if original.read_as is not None else None
@@ -346,7 +347,9 @@ class RealDisk(Disk):
             return 0
         gone = known.harvester.gone_at if known.harvester is not None else known.checkpoint.gone_at
         alone = all(self.written_in[line.number] == [original] for line in original.lines)
-        return row.watermark if alone and gone is None and row.gone_at is None else 0
+        if not alone or gone is not None or row.gone_at is not None:
+            return 0
+        return max((line.end for line in original.lines if line.end <= row.watermark), default=0)
 
     def _create(self, path: str) -> File:
         fd = os.open(self.root / path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

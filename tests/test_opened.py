@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ DESCRIPTORS_MAX = 4
 class Reader(Reading):
     """What is read is settled at once. Counts the lines of each file."""
 
-    def __init__(self, root: Path, *, bytes_per_s: int | None = None) -> None:
+    def __init__(
+        self, root: Path, *, bytes_per_s: int | None = None, line_bytes_max: int = 4096
+    ) -> None:
         self.root, self.clock = root, FakeClock()
         self.lines: dict[str, int] = {}
         self.open_max = 0
@@ -33,7 +36,13 @@ class Reader(Reading):
             ClientQuotaPolicy(bytes_per_s=bytes_per_s), None, self.clock.monotonic
         )
         turns = Turns(limits, self.clock, Metrics(CollectorRegistry()))
-        super().__init__(root, self.clock, turns=turns, descriptors_max=DESCRIPTORS_MAX)
+        super().__init__(
+            root,
+            self.clock,
+            turns=turns,
+            descriptors_max=DESCRIPTORS_MAX,
+            line_bytes_max=line_bytes_max,
+        )
 
     def scan(self) -> None:
         self.sources.apply(self.scanner.scan(self.sources.known))
@@ -69,6 +78,13 @@ def slowed(tmp_path: Path) -> Iterator[Reader]:
 def reader(tmp_path: Path) -> Iterator[Reader]:
     with closing(Reader(tmp_path)) as made:
         yield made
+
+
+def write(path: Path, chunks: int, *, written_s: int) -> None:
+    """Write a file of its own, so that none is taken for another one's copy."""
+    line = b'{"n":%d}\n' % written_s
+    path.write_bytes(line * (chunks * CHUNK_BYTES // len(line)))
+    os.utime(path, (written_s, written_s))
 
 
 def backlog(root: Path, files: int) -> None:
@@ -169,3 +185,53 @@ def test_a_client_with_many_files_to_open_is_before_nobody(reader: Reader) -> No
         reader.turn()
 
     assert "quiet/a.jsonl" in reader.lines
+
+
+def test_of_a_log_that_was_rotated_the_older_file_is_read_first(reader: Reader) -> None:
+    """After a pause of the agent: what was written first leaves first. A file of another log does
+    not wait for that."""
+    for n, name in enumerate(["a.jsonl.2", "a.jsonl.1", "a.jsonl", "b.jsonl"]):
+        write(reader.root / name, 3, written_s=n)
+    reader.scan()
+    order: list[str] = []
+    while not reader.sources.idle:
+        before = dict(reader.lines)
+        reader.turn()
+        order += [path for path in reader.lines if reader.lines[path] != before.get(path)]
+
+    of_a = [path for path in order if path != "b.jsonl"]
+    assert ["a.jsonl.2", "a.jsonl.1", "a.jsonl"] == [path for path, _ in groupby(of_a)]
+    assert "b.jsonl" in order[:2]
+
+
+def test_an_old_file_that_is_written_on_keeps_no_other_one_waiting(reader: Reader) -> None:
+    """Its name says that it was rotated; its writer does not know."""
+    for n, name in enumerate(["a.jsonl.1", "a.jsonl"]):
+        write(reader.root / name, 2, written_s=n)
+    reader.scan()
+    with (reader.root / "a.jsonl.1").open("ab", buffering=0) as app:
+        for _ in range(12):
+            app.write(LINE * (CHUNK_BYTES // len(LINE)))
+            reader.turn()
+
+    assert 2 * CHUNK_BYTES // len(LINE) <= reader.lines["a.jsonl"]
+
+
+def test_lines_longer_than_a_read_come_to_their_end_though_descriptors_are_few(
+    tmp_path: Path,
+) -> None:
+    """Whoever is closed within one would begin it again, and again."""
+    with closing(Reader(tmp_path, line_bytes_max=4 * CHUNK_BYTES)) as reader:
+        for n in range(2 * DESCRIPTORS_MAX):
+            (tmp_path / f"c{n % 2}").mkdir(exist_ok=True)
+            (tmp_path / f"c{n % 2}/{n}.jsonl").write_bytes(b"x" * 3 * CHUNK_BYTES + LINE)
+        reader.scan()
+        for n in range(60):
+            for _ in range(3):
+                reader.turn()
+            (tmp_path / f"quiet{n}").mkdir()
+            (tmp_path / f"quiet{n}/a.jsonl").write_bytes(LINE)
+            reader.scan()
+
+        assert 2 * DESCRIPTORS_MAX == sum(path[0] == "c" for path in reader.lines)
+        assert 50 < sum(path[0] == "q" for path in reader.lines)

@@ -68,6 +68,12 @@ class Cursor:
         """Return whether the next read begins within an oversize line or a hole."""
         return self._passed > 0
 
+    @property
+    def midway_bytes(self) -> int:
+        """Return how much of a line or of a hole that is longer than one read was read, and would
+        have to be read again from its beginning; 0 where none is under way."""
+        return self._passed + max(0, self.want - CHUNK_BYTES)
+
     def feed(self, read: bytes) -> Piece | None:
         """Take the tail and the bytes found at ``at``, as one read gave them.
 
