@@ -2,6 +2,9 @@
 looked for wherever anything can be read."""
 
 import json
+import os
+import subprocess
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import pytest
 
 from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
+from tests.collector import collecting
+from tests.patience import WITHIN_S
 from tests.running import Agent, append, feedback, mock_topics, records
 
 LINE_BYTES_MAX = 16 << 10
@@ -152,3 +157,96 @@ def test_names_of_clients_and_files_are_redacted_where_people_see_them(
     seen.append(repr(record))
     assert ["marked" in text for text in seen] == [False] * len(seen)
     assert ["[EMAIL]" in text for text in seen] == [True] * len(seen)
+
+
+TOO_LARGE, PRODUCE = 10, 0
+KINDS = {
+    "[EMAIL]": "kanari@marked.example",
+    "[PHONE]": "+49 1512 9988776",
+    "[CARD]": "4929 7388 0351 2255",
+    "[SSN]": "536-22-8726",
+    "[IBAN]": "DE89 3704 0044 0532 0130 00",
+    "[IPV4]": "203.0.113.177:8080",
+    "[IPV6]": "2001:db8:85a3::8a2e:370:7334",
+}
+LEFT = ("kanari", "9988776", "0351 2255", "22-8726", "0532 0130", "203.0.113.177", "8a2e:370")
+"""What of them must be nowhere; each is too long to be there by chance."""
+
+
+def lines_of(number: int, mark: str) -> list[bytes]:
+    """Return lines that are events, then lines that are none."""
+    return [
+        feedback(number, comment=f"it is {mark}, yes", tags=[mark]),
+        feedback(number + 1, metadata={mark: {"deep": [mark]}}, unknown={mark: mark}),
+        feedback(number + 2, user_id=mark, session_id=mark),
+        feedback(number + 3, comment=f"it is {mark}, torn")[:-4],
+        json.dumps([mark]).encode(),
+        feedback(number + 4, comment=mark, more="x" * LINE_BYTES_MAX + " " + mark),
+        feedback(number + 5, rating=mark),
+    ]
+
+
+def test_no_kind_of_personal_data_is_anywhere(embedded: EmbeddedKafka, tmp_path: Path) -> None:
+    """Of every kind, in events, dead letters, what Kafka refuses, the spool and names; also in what
+    goes to a collector, and in what the commands print."""
+    topics = mock_topics(embedded)
+    seen: list[tuple[str, str]] = []
+    with collecting() as collector:
+        otlp = {"endpoint": collector.endpoint, "export_s": 1, "traces_sampled": 1, "logs": True}
+        with Agent(tmp_path, topics, **IMPATIENT, otlp=otlp) as agent:  # type: ignore[arg-type]
+            for n, mark in enumerate(KINDS.values()):
+                named = mark.replace(" ", "")
+                append(agent.root / f"acme/{named}.jsonl", lines_of(100 * n, mark))
+            (agent.root / "acme" / f"{KINDS['[EMAIL]']}.s.jsonl").symlink_to("x")
+            agent.start()
+            agent.until_delivered(3 * len(KINDS), 4 * len(KINDS))
+            embedded.fail(PRODUCE, TOO_LARGE, TOO_LARGE)
+            refused = feedback(901, comment=" ".join(KINDS.values()))
+            append(agent.root / "acme/refused.jsonl", [refused])
+            agent.until_delivered(3 * len(KINDS), 4 * len(KINDS) + 1)
+            embedded.broker_down()
+            for n, mark in enumerate(KINDS.values()):
+                append(agent.root / "acme/late.jsonl", lines_of(1000 + 100 * n, mark))
+            agent.until(lambda: agent.metric("spooled_total") >= 7 * len(KINDS), "spooled")
+            seen += [(page, agent.get(page).body) for page in ("/metrics", "/status", "/")]
+            seen += printed(agent, ("status",), ("status", "--json"), ("spool", "list"))
+            embedded.broker_up()
+            agent.until(lambda: agent.metric("spool_records") == 0, "replayed")
+            seen += printed(agent, ("validate", str(agent.root / "acme/late.jsonl")),
+                            ("audit", "show"))  # fmt: skip
+            assert 0 == agent.stop()
+            seen.append(("log", agent.log_text()))
+            kept = [f for f in agent.state_dir.rglob("*") if f.is_file()]
+            seen += [(f.name, f.read_bytes().decode(errors="replace")) for f in kept
+                     if not f.name.startswith("checkpoints.db")]  # fmt: skip
+        exported = (collector.metrics, collector.logs, collector.traces)
+        seen += [("collector", str(request)) for requests in exported for request in requests]
+    letters = records(topics, topics.dead_letters)
+    for record in (*records(topics, topics.events), *letters):
+        seen.append((f"{record.topic} {record.offset}", repr(record)))
+
+    assert b"refused_too_large" in {dict(letter.headers)["reason"] for letter in letters}
+    assert collector.traces
+    assert collector.logs
+    assert [] == [
+        (where, text[max(0, text.find(left) - 60) :][:120])
+        for where, text in seen
+        for left in LEFT
+        if left in text
+    ]
+    for marker in KINDS:
+        assert sum(marker in text for _, text in seen) >= 14, marker
+
+
+def printed(agent: Agent, *commands: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return what ``feedback-agent`` prints; of these commands none needs a broker."""
+    made = []
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "agent", *command],
+            env={**os.environ, "FEEDBACK_AGENT_CONFIG": str(agent.config)},
+            capture_output=True, text=True, check=False, timeout=WITHIN_S,
+        )  # fmt: skip
+        assert done.returncode in (0, 1), done.stderr
+        made.append((" ".join(command[:2]), done.stdout + done.stderr))
+    return made

@@ -1,4 +1,5 @@
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,39 @@ def test_what_is_shown_of_a_name() -> None:
     assert "acme/[EMAIL]/a.jsonl.1" == shown("acme/jo@example.com/a.jsonl.1")
     assert "a/[EMAIL]/b" == shown("a/j\\u200bo@example.com/b"), "as the log escapes it"
     assert "a@b.co" == redaction.shown(lambda: None)("a@b.co")
+
+
+@pytest.mark.parametrize(
+    ("name", "marker"),
+    [("+4915129988776", "[PHONE]"), ("536-22-8726", "[SSN]"), ("203.0.113.177", "[IPV4]"),
+     ("4929738803512255", "[CARD]"), ("DE89370400440532013000", "[IBAN]")],
+)  # fmt: skip
+def test_a_name_is_looked_at_as_if_it_stood_alone(name: str, marker: str) -> None:
+    """A slash or an ending beside a number makes it part of something else in a text."""
+    loaded = redaction.load(Redact())
+    shown = redaction.shown(lambda: loaded)
+
+    assert f"{marker}/a.jsonl" == shown(f"{name}/a.jsonl")
+    assert f"acme/{marker}.jsonl" == shown(f"acme/{name}.jsonl")
+    assert f"acme/{marker}.jsonl.1.gz" == shown(f"acme/{name}.jsonl.1.gz")
+    assert f"acme/{marker}/{marker}.jsonl-20260131" == shown(f"acme/{name}/{name}.jsonl-20260131")
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "a//b/", "acme/a.jsonl.1", "acme/feedback-20260131.jsonl", ".x", "a\nb/c.d"]
+)
+def test_other_names_are_shown_as_they_are(path: str) -> None:
+    loaded = redaction.load(Redact())
+    assert path == redaction.shown(lambda: loaded)(path)
+
+
+def test_no_name_takes_long_to_be_shown() -> None:
+    loaded = redaction.load(Redact())
+    shown = redaction.shown(lambda: loaded)
+    for unit in (".a", ".a-", "a/", ".a_1", "/.x-"):
+        began_s = time.perf_counter()
+        shown((unit * 4096)[:4096])
+        assert time.perf_counter() - began_s < 1.0, unit
 
 
 def test_every_kind_has_a_series_from_the_start() -> None:
