@@ -50,6 +50,10 @@ _BY_ERRNO: dict[int | None, Problem] = {
 }
 
 
+def _depth(directory: str) -> int:
+    return directory.count("/") + 1 if directory else 0
+
+
 class Watcher:
     """Says when something beneath ``root`` changed; every callback comes on the loop's thread.
 
@@ -116,18 +120,37 @@ class Watcher:
     def watch_all(self, directories: Collection[str]) -> None:
         """Watch the files of all the directories that a scan met, and of no others.
 
-        Begins anew if some had no watch before, and now all have.
+        Where watches are short those nearest to the root have them: a client's own directory
+        before what another one made in its. Begins anew if some had no watch before, and now all
+        have.
         """
         was_full = self._problem == "watches_exhausted"
         directories = set(directories)
         for wd in [wd for wd, name in self._watched.items() if name not in directories]:
             del self._watched[wd]
             inotify.remove_watch(self._fd, wd)
-        served = [self.watch_directory(directory) for directory in directories]
-        if was_full and self.running and all(served):
+        nearest_first = sorted(directories, key=_depth)
+        served = [self.watch_directory(directory) for directory in nearest_first]
+        if self.running and not all(served):
+            without = [
+                d for d, is_served in zip(nearest_first, served, strict=True) if not is_served
+            ]
+            self._make_room(without)
+        elif was_full and self.running:
             # The threads of watchdog do not say which directories they had no watch for.
             self.close()
             self._on_change()
+
+    def _make_room(self, without: list[str]) -> None:
+        """Take watches of directories far from the root for those nearer to it, nearest first."""
+        farthest_last = sorted(self._watched, key=lambda wd: _depth(self._watched[wd]))
+        for directory in without:
+            wd = farthest_last.pop() if farthest_last else None
+            if wd is None or _depth(self._watched[wd]) <= _depth(directory):
+                return
+            del self._watched[wd]
+            inotify.remove_watch(self._fd, wd)
+            self.watch_directory(directory)
 
     def watch_directory(self, relative: str) -> bool:
         """Watch the files of one directory; again is harmless. Its subdirectories are not.

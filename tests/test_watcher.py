@@ -1,5 +1,6 @@
 import asyncio
 import ctypes
+import errno
 import os
 import threading
 import time
@@ -317,6 +318,33 @@ async def test_one_directory_too_many_is_a_problem_and_the_others_go_on(
     assert ("watches_exhausted", True) == (watched.watcher.problem, watched.watcher.running)
     watched.append("client/a.jsonl")
     await watched.listener.until(lambda: "client/a.jsonl" in watched.listener.written)
+
+
+async def test_where_watches_are_short_each_client_has_one_for_its_own_directory(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is of the whole user: who makes thousands of directories must not use it up."""
+    add, room = inotify.add_watch, 6  # with that of the root
+    for n in range(20):
+        (watched.root / f"aggressor/{n}").mkdir(parents=True)
+    (watched.root / "victim").mkdir()
+
+    def limited(fd: int, directory: Path, mask: int) -> int:
+        known = {watched.root / name for name in watched.watcher._watched.values()}
+        if directory not in known and len(known) >= room:
+            raise OSError(errno.ENOSPC, "full")
+        return add(fd, directory, mask)
+
+    monkeypatch.setattr(inotify, "add_watch", limited)
+    aggressors = ["", "client", "aggressor", *(f"aggressor/{n}" for n in range(20))]
+    watched.watcher.watch_all(aggressors)
+    assert room == len(watched.watcher._watched)
+    watched.watcher.watch_all([*aggressors, "victim"])
+
+    assert room == len(watched.watcher._watched)
+    assert {"", "client", "aggressor", "victim"} <= {*watched.watcher._watched.values()}
+    watched.append("victim/a.jsonl")
+    await watched.listener.until(lambda: "victim/a.jsonl" in watched.listener.written)
 
 
 async def test_close_leaves_no_thread_no_descriptor_and_no_callback(tmp_path: Path) -> None:
