@@ -130,7 +130,12 @@ class Opened:
         and never the last, so that each comes to its end once.
         """
         own, held = self._held[client], self._held
-        able = [f for f, c in self._files.items() if held[c] > own and self._may_be_closed(f)]
+        able = [f for f, c in self._files.items() if held[c] > own and _can_be_had_again(f)]
+        while (chosen := self._choice(able)) is not None and not _links(chosen):
+            able.remove(chosen)  # deleted, which no scan has met yet
+        return chosen
+
+    def _choice(self, able: list[Followed]) -> Followed | None:
         had_turns = [f for f in able if f not in self._unread or self._slowed(f)]
         if not had_turns:
             return None
@@ -138,7 +143,7 @@ class Opened:
         if not _midway_bytes(first):
             return first
         holder = self._files[first]
-        if held[holder] == 1:
+        if self._held[holder] == 1:
             return None
         return min((f for f in able if self._files[f] == holder), key=_midway_bytes)
 
@@ -148,17 +153,6 @@ class Opened:
 
     def _slowed(self, followed: Followed) -> bool:
         return self._turns.slowed(self._files[followed]) is not None
-
-    def _may_be_closed(self, followed: Followed) -> bool:
-        """Return whether all that it loses is what can be read again.
-
-        It is there, which no scan may have noticed to be otherwise yet; nothing of it is in flight;
-        and it need not be unpacked again.
-        """
-        reader = followed.harvester
-        assert reader is not None
-        there = followed.seen is not None and reader.file.links() > 0
-        return there and not (reader.ledger.in_flight_bytes or is_content(followed.birth))
 
     def close(self, followed: Followed) -> None:
         assert followed.harvester is not None
@@ -171,6 +165,19 @@ class Opened:
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
+
+
+def _can_be_had_again(followed: Followed) -> bool:
+    """Return whether nothing of it is in flight, and it need not be unpacked again."""
+    reader = followed.harvester
+    assert reader is not None
+    in_flight = reader.ledger.in_flight_bytes > 0
+    return followed.seen is not None and not in_flight and not is_content(followed.birth)
+
+
+def _links(followed: Followed) -> int:
+    assert followed.harvester is not None
+    return followed.harvester.file.links()
 
 
 def _midway_bytes(followed: Followed) -> int:

@@ -197,3 +197,28 @@ def test_no_foreign_byte_is_sent_and_nobody_is_silenced(mock: Topics, tmp_path: 
     clients = {record.key: client_of(record) for record in arrived}
     assert "aggressor" == clients.pop(event_id(4).encode())
     assert {"victim"} == {*clients.values()}
+
+
+def test_who_is_slowed_with_many_files_leaves_descriptors_for_others(
+    mock: Topics, tmp_path: Path
+) -> None:
+    """Its backlog lasts for hours, and none of its files is ever read to its end."""
+    limits = {
+        "source": {"scan_s": SCAN_S, "descriptors_max": 8},
+        "quota": {"client": {"bytes_per_s": 1024}},
+    }
+    with Agent(tmp_path, mock, **limits) as agent:  # type: ignore[arg-type]  # of all sections
+        for n in range(20):
+            many = (feedback(1000 + n, comment="x" * 1000),) * 500
+            append(agent.root / f"aggressor/{n}.jsonl", many)
+        agent.start()
+        agent.until(lambda: bool(agent.log_entries("client.slowed")), "client.slowed")
+        for n in range(3):
+            append(agent.root / f"victim{n}/a.jsonl", [feedback(n)])
+        expected = {event_id(n).encode() for n in range(3)}
+        agent.until(
+            lambda: expected <= {record.key for record in records(mock, mock.events)},
+            "the victims' lines",
+            every_s=0.2,
+        )
+        assert 0 == agent.stop()
