@@ -424,6 +424,11 @@ MODES = {
     "compress_dateext": "create\n compress\n dateext\n dateformat -%Y%m%d-%s",
     "compress_copytruncate": "copytruncate\n compress",
     "olddir": "create\n olddir old\n createolddir 755",
+    "nocreate": "nocreate",
+    "copy": "copy",  # the original grows on, and each copy is its beginning
+    "renamecopy": "renamecopy\n create",
+    "extension": "create\n extension .jsonl",
+    "extension_dateext": "create\n extension .jsonl\n dateext\n dateformat -%Y%m%d-%s",
 }
 if ZSTD is not None:  # what it makes is read in test_unpacking too, where it is missing
     MODES["zstd"] = (
