@@ -573,6 +573,42 @@ def test_what_a_start_finds_lost_is_noted_after_the_start(tmp_path: Path) -> Non
     assert names.index("spool.lost") > names.index("agent.started", 1)
 
 
+def test_what_becomes_of_a_file_is_in_it_and_never_a_line(tmp_path: Path) -> None:
+    """Adopted, truncated, refused, gone."""
+    with Agent(tmp_path, NOWHERE, kafka={"start_s": 0.2}, source={"scan_s": 0.1}) as agent:
+        file = agent.root / "app" / "x.jsonl"
+        append(file, [feedback(n, comment="payload") for n in range(3)])
+        file.with_name("link.jsonl").symlink_to("x.jsonl")
+        agent.start()
+        agent.until(lambda: agent.metric("spool_records", sink="events") == 3, "spooled")
+        os.truncate(file, 0)
+        append(file, [feedback(3, comment="payload")])
+        agent.until(lambda: agent.metric("spool_records", sink="events") == 4, "spooled")
+        file.unlink()
+        log = agent.state_dir / "audit.jsonl"
+        agent.until(lambda: "file.gone" in log.read_text(), "file.gone")
+        assert 0 == agent.stop()
+
+    told = [r for r in written(log) if r["event"].startswith(("file.", "generation."))]
+    assert ["file.adopted", "file.gone", "file.refused", "generation.begun"] == sorted(
+        r["event"] for r in told
+    )
+    by_event = {r["event"]: r for r in told}
+    adopted, begun = by_event["file.adopted"], by_event["generation.begun"]
+    assert ("app/x.jsonl", "app", "new", 0) == tuple(
+        adopted[name] for name in ("path", "client", "why", "offset")
+    )
+    assert ("truncated", 1, 0, adopted["source"]) == tuple(
+        begun[name] for name in ("cause", "generation", "resume_at", "source")
+    )
+    assert begun["watermark"] > 0
+    assert ("app/link.jsonl", "symlink") == tuple(
+        by_event["file.refused"][name] for name in ("path", "reason")
+    )
+    assert 0 == by_event["file.gone"]["unread_bytes"]
+    assert "payload" not in log.read_text()
+
+
 def test_the_hash_of_a_configuration_is_that_of_what_check_prints(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("kafka: {bootstrap_servers: 'kafka:9092'}\nagent: {node: n}\n")

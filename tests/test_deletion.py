@@ -1,5 +1,7 @@
 """Deleting shipped files: only what Kafka has, only what was meant, only where it is told to."""
 
+import gzip
+import json
 import os
 import sys
 import time
@@ -216,30 +218,42 @@ def shipping(work: Path, topics: Topics, **sections: Any) -> Agent:
 
 
 def test_a_rotated_file_goes_once_kafka_has_all_of_it(mock: Topics, tmp_path: Path) -> None:
-    """The live one stays, a young one and a torn one too; and the empty directory goes."""
+    """The live one stays, a young one and a torn one too; a compressed one and the empty directory
+    go. All that goes stands in the audit log, with who wanted it."""
     with shipping(tmp_path, mock) as agent:
         names = ("acme/a.jsonl", "acme/a.jsonl.1", "acme/young.jsonl.1", "torn/t.jsonl.1")
         for number, name in enumerate((*names, "gone/g.jsonl.1")):
             append(agent.root / name, [feedback(1000 * number + n) for n in range(50)])
         with (agent.root / "torn/t.jsonl.1").open("ab") as torn:
             torn.write(b"{")
-        for name in ("acme/a.jsonl", "acme/a.jsonl.1", "torn/t.jsonl.1", "gone/g.jsonl.1"):
+        packed = "acme/a.jsonl.2.gz"
+        (agent.root / packed).write_bytes(gzip.compress(feedback(9000) + b"\n"))
+        for name in ("acme/a.jsonl", "acme/a.jsonl.1", packed, "torn/t.jsonl.1", "gone/g.jsonl.1"):
             aged(agent.root / name)
-        gone = [agent.root / name for name in ("acme/a.jsonl.1", "gone/g.jsonl.1")]
+        gone = [agent.root / name for name in ("acme/a.jsonl.1", packed, "gone/g.jsonl.1")]
         gone_bytes = sum(path.stat().st_size for path in gone)
         agent.start()
-        agent.until(lambda: agent.metric("deleted_files_total") == 2, "two files deleted")
+        agent.until(lambda: agent.metric("deleted_files_total") == 3, "three files deleted")
         agent.until(lambda: agent.metric("deleted_bytes_total") == gone_bytes, "their bytes")
         aged(agent.root / "gone")
         agent.until(lambda: not (agent.root / "gone").exists(), "an empty directory deleted")
 
         left = {str(p.relative_to(agent.root)) for p in agent.root.rglob("*") if p.is_file()}
         assert {"acme/a.jsonl", "acme/young.jsonl.1", "torn/t.jsonl.1"} == left
-        assert 250 == agent.metric("events_delivered_total")
-        said = {(e["path"], e["client"]) for e in agent.log_entries("file.deleted")}
-        assert {("acme/a.jsonl.1", "acme"), ("gone/g.jsonl.1", "gone")} == said
+        assert 251 == agent.metric("events_delivered_total")
+        deleted = {("acme/a.jsonl.1", "acme"), (packed, "acme"), ("gone/g.jsonl.1", "gone")}
+        assert deleted == {(e["path"], e["client"]) for e in agent.log_entries("file.deleted")}
         assert ["gone"] == [e["path"] for e in agent.log_entries("directory.deleted")]
         assert 0 == agent.stop()
+        audited = [
+            json.loads(line) for line in (agent.state_dir / "audit.jsonl").read_text().splitlines()
+        ]
+        files = [e for e in audited if e["event"] == "file.deleted"]
+        assert deleted == {(e["path"], e["client"]) for e in files}
+        assert {("source.delete_after_s", "agent")} == {(e["why"], e["by"]) for e in files}
+        assert [("gone", "agent")] == [
+            (e["path"], e["by"]) for e in audited if e["event"] == "directory.deleted"
+        ]
 
 
 def test_what_is_only_spooled_is_not_deleted(
