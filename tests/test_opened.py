@@ -13,6 +13,7 @@ from agent.core.ledger import Chunk
 from agent.core.policy import ClientQuotaPolicy
 from agent.core.quota import ClientLimits
 from agent.harvester import Followed, Truncated
+from agent.opener import Opened
 from agent.telemetry import Metrics
 from agent.turns import Turns
 from tests.fakes import FakeClock
@@ -21,6 +22,7 @@ from tests.reading import Reading
 LINE = b'{"n":1}\n'
 CHUNK_BYTES = 256 << 10
 DESCRIPTORS_MAX = 4
+TURNS_MAX = 1000
 
 
 class Reader(Reading):
@@ -31,7 +33,7 @@ class Reader(Reading):
     ) -> None:
         self.root, self.clock = root, FakeClock()
         self.lines: dict[str, int] = {}
-        self.open_max = 0
+        self.open_max = self.openings = 0
         limits = ClientLimits(
             ClientQuotaPolicy(bytes_per_s=bytes_per_s), None, self.clock.monotonic
         )
@@ -44,6 +46,10 @@ class Reader(Reading):
             line_bytes_max=line_bytes_max,
         )
 
+    def open_file(self, path: str) -> Opened:
+        self.openings += 1
+        return super().open_file(path)
+
     def scan(self) -> None:
         self.sources.apply(self.scanner.scan(self.sources.known))
 
@@ -53,6 +59,16 @@ class Reader(Reading):
         self.open_max = max(self.open_max, len(self.sources.opened))
         if followed is not None:
             self._read(followed)
+
+    def read_on(self, *, scanning: bool = False) -> None:
+        """Read until there is nothing to be read any more, which must come."""
+        for _ in range(TURNS_MAX):
+            if self.sources.idle:
+                return
+            self.turn()
+            if scanning:
+                self.scan()
+        pytest.fail("it never comes to rest")
 
     def _read(self, followed: Followed) -> None:
         reader = followed.harvester
@@ -147,13 +163,22 @@ def test_what_was_closed_half_read_is_read_on_and_nothing_of_it_twice(reader: Re
         (reader.root / f"quiet{n}").mkdir()
         (reader.root / f"quiet{n}/a.jsonl").write_bytes(LINE)
         reader.scan()
-    while not reader.sources.idle:
-        reader.turn()
-        reader.scan()
+    reader.read_on(scanning=True)
 
     assert DESCRIPTORS_MAX * 10 * CHUNK_BYTES // len(LINE) + DESCRIPTORS_MAX == sum(
         reader.lines.values()
     )
+
+
+def test_what_was_read_on_is_not_opened_again_and_again(reader: Reader) -> None:
+    """It is remembered until it is open, and no longer."""
+    test_what_was_closed_half_read_is_read_on_and_nothing_of_it_twice(reader)
+    before = reader.openings
+    for _ in range(5):
+        reader.scan()
+        reader.read_on()
+
+    assert before == reader.openings
 
 
 def test_nothing_that_was_deleted_is_closed_for_another_client(reader: Reader) -> None:
@@ -166,8 +191,7 @@ def test_nothing_that_was_deleted_is_closed_for_another_client(reader: Reader) -
     (reader.root / "quiet").mkdir()
     (reader.root / "quiet/a.jsonl").write_bytes(LINE)
     reader.scan()
-    while not reader.sources.idle:
-        reader.turn()
+    reader.read_on()
 
     assert DESCRIPTORS_MAX * 10 * CHUNK_BYTES // len(LINE) + 1 == sum(reader.lines.values())
 
