@@ -32,8 +32,6 @@ LOOKED_AT_MAX: Final = 1 << 28
 16 KiB is within it whatever it holds."""
 _ENDLESS = re.compile(r"[*+]|,\}")
 """A pattern without these has matches of bounded length, and each costs no more than that."""
-_NAMED = re.compile(r"(.*?)((?:\.[A-Za-z]\w*(?:[.\-~]\w+)*)?)", re.DOTALL)
-"""A name in a path, and what types and rotations append to it."""
 _NAME = re.compile("[a-z][a-z_]{0,31}")  # without digits: a marker must never look like a number
 
 
@@ -94,24 +92,8 @@ def shown(now: Callable[[], Redaction | None]) -> Callable[[str], str]:
         nonlocal made
         redaction, by = now(), made
         if by[0] is not redaction:
-            by = made = (
-                redaction,
-                (str if redaction is None else _of_paths(Redactor(redaction).shown)),
-            )
+            by = made = redaction, (str if redaction is None else Redactor(redaction).shown)
         return by[1](name)
-
-    return say
-
-
-def _of_paths(shown: Callable[[str], str]) -> Callable[[str], str]:
-    """Let ``shown`` look at each name of a path too, without what follows it.
-
-    A number beside a slash, or before ``.jsonl``, is part of something else in a text.
-    """
-
-    def say(path: str) -> str:
-        names = (_NAMED.fullmatch(name) for name in shown(path).split("/"))
-        return "/".join(shown(name[1]) + name[2] for name in names if name is not None)
 
     return say
 

@@ -125,10 +125,15 @@ class Redactor:
         """The same for what is or was to be JSON, in which escapes hide and separate."""
         return self._at_rest(text, lambda text: folded(without_escapes(text)))
 
-    def shown(self, name: str) -> str:
-        """Return what may be shown of the name of a client or file, escaped or not. Total."""
+    def shown(self, path: str) -> str:
+        """Return what may be shown of the name of a client or file, escaped or not. Total.
+
+        Each name of a path is looked at by itself too, without what follows it: a number beside a
+        slash, or before ``.jsonl``, is part of something else in a text.
+        """
         try:
-            return self.json_text(name)
+            names = (_NAMED.fullmatch(name) for name in self.json_text(path).split("/"))
+            return "/".join(self.json_text(name[1]) + name[2] for name in names if name is not None)
         except Exception:  # noqa: BLE001  as above
             return UNSHOWN
 
@@ -262,5 +267,7 @@ def _bound(of: Any) -> int | None:
 _UNIONS: Final = {Union, UnionType}
 _KINDS: Final = (*events.EVENT_TYPES.values(), CustomEvent, UnknownEvent)
 _BOUNDS: Final = {kind: _bounds(kind) for kind in _KINDS}
+_NAMED = re.compile(r"(.*?)((?:\.[A-Za-z]\w*(?:[.\-~]\w+)*)?)", re.DOTALL)
+"""A name in a path, and what types and rotations append to it."""
 _LETTERS: Final = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 _CODEC: Final = ("utf-8", "surrogatepass")

@@ -163,6 +163,13 @@ def test_what_looks_like_an_id_is_passed_only_where_no_rule_finds_anything(text:
     assert not found or suspects(msgspec.json.encode([text]))
 
 
+def test_a_name_in_a_path_is_looked_at_as_if_it_stood_alone() -> None:
+    """A client may be a path too, and becomes part of every record: source.client_depth."""
+    assert "ns/[PHONE]" == REDACTOR.shown("ns/+4915129988776")
+    assert "[SSN]/[IPV4].jsonl.1" == REDACTOR.shown("536-22-8726/203.0.113.177.jsonl.1")
+    assert "acme/feedback-20260131.jsonl" == REDACTOR.shown("acme/feedback-20260131.jsonl")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=texts)
 def test_a_rule_finds_nothing_where_it_may_find_nothing(kind: Kind, text: str) -> None:

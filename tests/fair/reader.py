@@ -1,5 +1,6 @@
 """The consumer, a process of its own: what arrived, and how long after it was written."""
 
+import re
 import time
 from multiprocessing.connection import Connection
 from typing import Literal, NamedTuple
@@ -9,7 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
 FETCH_RECORDS = 5000
 FETCH_S = 0.005
-_STAMP = b'"written_at_ns":'
+_STAMP = re.compile(rb'"written_at_ns":([0-9]+)')
 
 Ask = Literal["count", "take", "end"]
 
@@ -54,9 +55,9 @@ def read(bootstrap: str, topic: str, partitions: int, asked: Connection) -> None
         for message in messages:
             assert message.error() is None, message.error()
             places.add(_place(message))
-            _, stamped, stamp = (message.value() or b"").partition(_STAMP)
-            if stamped:
-                written_ns = int(stamp[: stamp.index(b",")])
+            stamp = _STAMP.search(message.value() or b"")
+            if stamp is not None:
+                written_ns = int(stamp[1])
                 taken_in_ns = message.timestamp()[1] * 1_000_000
                 samples.append(Sample(written_ns, taken_in_ns, now_ns))
         records += len(messages)
