@@ -219,7 +219,7 @@ class Chunker:
         lines = piece.lines
         if piece.skipped_to == 0 and lines and lines[0].startswith(_BOM):
             lines = [lines[0].removeprefix(_BOM), *lines[1:]]
-        if any(line[:1] == NUL for line in lines):
+        if piece.hollow and any(line[:1] == NUL for line in lines):
             left = [line.lstrip(NUL) for line in lines]
             tally["hole_bytes"] += sum(map(len, lines)) - sum(map(len, left))
             return left

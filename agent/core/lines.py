@@ -24,6 +24,7 @@ Skipped = Literal["oversize", "hole", "unterminated"]
 """Bytes that are no line: one over the limit, NULs, or what a file that is gone ended with."""
 
 NUL = b"\0"
+_NUL = 0
 
 
 class Piece(NamedTuple):
@@ -34,6 +35,7 @@ class Piece(NamedTuple):
     skipped_to: int  # [start, skipped_to) is what ``skipped`` says; equals start if there is none
     lines: list[bytes]  # the bodies from skipped_to on, without their LF
     skipped: Skipped = "oversize"
+    hollow: bool = False  # a line may hold NULs
 
 
 class Cursor:
@@ -92,9 +94,9 @@ class Cursor:
         start, skipped_to = self.start, self.at + first - skip
         end = self.at + cut - skip
         lines = read[first : cut - 1].split(b"\n") if cut > first else []
-        self._move(end, read[:cut], passed=0)
+        self._move(end, read[max(0, cut - TAIL_BYTES) : cut], passed=0)
         self.want = CHUNK_BYTES
-        return Piece(start, end, skipped_to, lines)
+        return Piece(start, end, skipped_to, lines, hollow=_NUL in read)
 
     def hop(self, offset: int) -> None:
         """Pass over a hole of the file system, which reads as NULs, up to ``offset``."""
