@@ -1,7 +1,7 @@
 """Some dozens of lines become records together: the steps of the hot path that look at each line.
 
-    decode, validate (core.decode)  ->  complete, write (core.record)  ->  redact (core.redact)
-        ->  enrich, key, headers (core.record)
+    decode, validate (core.decode)  ->  complete (core.record)  ->  write (core.writing)
+        ->  redact (core.redact)  ->  enrich, key, headers (core.record)
 
 What lines share is done once for all of them; ``scripts/bench/stages`` says what each step costs.
 Lives in the worker thread.
@@ -16,10 +16,11 @@ from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
 from agent.core.events import Event
 from agent.core.formats import epoch_s
-from agent.core.record import Found, Recorder, are_plain, write, write_all
+from agent.core.record import Recorder
 from agent.core.redact import Redactor
 from agent.core.tracing import ChunkSpan, Step
 from agent.core.window import Window
+from agent.core.writing import Found, are_plain, write, write_all
 from agent.rejects import OVERSIZE, Bad
 from agent.wire import Run, append
 

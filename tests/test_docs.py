@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from agent.config import keys as configuration
 from agent.core import events
+from agent.core.keys import NAMESPACE
 from agent.core.reasons import REASONS
-from agent.core.record import NAMESPACE
 from agent.telemetry import SEND_FAILURES, Metrics
 
 ROOT = Path(__file__).parent.parent

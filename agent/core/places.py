@@ -47,12 +47,11 @@ def parse_place(header: bytes) -> Place | None:
 
 def hulls(places: Iterable[Place]) -> tuple[Place, ...]:
     """Return one place for each life: from its first byte among ``places`` to its last."""
-    found: dict[Life, Place] = {}
-    for place in places:
-        before = found.get(place.life, place)
-        start, end = min(before.start, place.start), max(before.end, place.end)
-        found[place.life] = place._replace(start=start, end=end)
-    return tuple(found.values())
+    found: dict[Life, tuple[int, int]] = {}
+    for source, generation, start, end in places:
+        first, last = found.get((source, generation), (start, end))
+        found[source, generation] = min(first, start), max(last, end)
+    return tuple(Place(*life, *ends) for life, ends in found.items())
 
 
 class Coverage:

@@ -1,9 +1,8 @@
 """An event or a dead letter becomes the parts of a Kafka record: key, value, headers. Pure.
 
-    complete   an event gets the id and the time that its line lacks
-    write      as JSON, in which all that may be an app's own text is one stretch: what redaction
-               looks at; what it replaced is written again
-    records    the agent's own metadata, key and headers around it
+    complete    an event gets the id and the time that its line lacks
+    (writing, redact: as JSON, without personal data)
+    records     the agent's own metadata, key and headers around it
 
 A value is what was decoded and encoded again, never the bytes of the line: a second reader could
 read those differently (duplicate keys). In ``metadata`` the agent's own keys take the place of what
@@ -13,10 +12,9 @@ Most events need nothing of their own: they are not wrapped in ``Decoded``, and 
 them as bytes at once. All others go the way of ``record``; tests hold the two to the same bytes.
 """
 
-import codecs
 import re
-from collections.abc import Callable, Sequence
-from hashlib import blake2b, sha1
+from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -27,25 +25,15 @@ from agent.core.body import TABLE_MAX, VARINTS, Headers, body, header, sized, va
 from agent.core.decode import Decoded
 from agent.core.diagnosis import Rejection
 from agent.core.events import CustomEvent, Event, UnknownEvent
+from agent.core.keys import key_of, uuid5
 from agent.core.plain import TRACEPARENT, is_complete
 from agent.core.redact import FAILED, Redactor
+from agent.core.shown import shown_text
+from agent.core.writing import METADATA, PLAIN, Found, Written, are_plain, write
 
 KafkaRecord = tuple[bytes | None, bytes, Headers]
 """Key, value, headers. A plain tuple: a named one costs as much as the headers."""
 
-Found = Event | Decoded | Rejection
-"""What became of a line so far."""
-
-Written = tuple[bytes, bytes]
-"""An event as JSON, but for what the agent adds: what stands before ``metadata``, and what is in it
-and behind it. All that may be text of an app's own is in the second part."""
-
-NAMESPACE: Final = bytes.fromhex("5b0f4d1c9f6e5a1b8d3c7a42e6f01d95")
-"""Of the UUIDv5 of lines without ``event_id``. Never to change: the same line read twice, also by
-a later version, has the same id."""
-
-CUT_DROPPED: Final = 256
-"""Characters given up before a cut, which could have halved what redaction looks for."""
 EVENT_TYPE_MAX: Final = 128
 """Characters of the header ``event_type``, where the type is not one of ours."""
 
@@ -81,34 +69,6 @@ class RecordPolicy(Struct, frozen=True, kw_only=True):
     hash_key: bytes = b""
 
 
-def are_plain(found: Sequence[Found]) -> bool:
-    """Return whether each is an event of which nothing more is to be said."""
-    return _PLAIN.issuperset(map(type, found))
-
-
-def write(one: Found) -> Written:
-    """Write an event that is complete as JSON; nothing is written of a rejection."""
-    if isinstance(one, Rejection):
-        return _NOTHING
-    value = _encode(one.event if isinstance(one, Decoded) else one)
-    if isinstance(one, Decoded) and one.extras:
-        value = b"%b,%b" % (value[:-1], _encode(one.extras)[1:])
-    at = value.find(_BRACE, 1)  # metadata is the first object inside of an event: ``core/events``
-    return value[: at - _NAME_BYTES], value[at + 1 :]
-
-
-def write_all(found: Sequence[Found]) -> list[Written]:
-    """Return what ``write`` does of each."""
-    if not are_plain(found):
-        return [*map(write, found)]
-    values = [*map(_encode, found)]
-    braces = [value.find(_BRACE, 1) for value in values]
-    return [
-        (value[: at - _NAME_BYTES], value[at + 1 :])
-        for value, at in zip(values, braces, strict=True)
-    ]
-
-
 class Recorder:
     """Make records of the lines of one origin.
 
@@ -130,10 +90,10 @@ class Recorder:
             "client": origin.client,
         }
         assert own.keys() == events.COLLECTOR_KEYS, "decode leaves them out of its count"
-        self._own = _METADATA + _encode(own)[1:-1]
+        self._own = METADATA + _encode(own)[1:-1]
         self._whose = [("client", origin.client.encode()), ("collector_id", origin.node.encode())]
         self._by_id = policy.key == "event_id"
-        self._key_of = _key_of(policy.key, origin.client)
+        self._key_of = key_of(policy.key, origin.client)
         self._source = f"1;{origin.source_id};{origin.generation};".encode()
         self._tails = {kind: self._tail(kind) for kind in _EVENT_TYPE}
         # No part can run into the next one: the node is a name, the others are numbers.
@@ -163,7 +123,7 @@ class Recorder:
             if isinstance(one, Decoded):
                 if not is_complete(one.event):
                     self._complete(one, line, start, now_text)
-                found[at] = one.event if one.bare and type(one.event) in _PLAIN else one
+                found[at] = one.event if one.bare and type(one.event) in PLAIN else one
 
     def records(
         self,
@@ -295,7 +255,8 @@ class Recorder:
         """
         whole = len(line) if length is None else length
         place = b"%b%d;%d" % (self._source, start, end)
-        shown = self._shown(line, rejection, torn=whole > len(line))
+        bytes_max = self._policy.dead_letter_bytes_max
+        shown = shown_text(line, rejection, self._redactor, bytes_max, torn=whole > len(line))
         if shown is FAILED:
             rejection = FAILED
         headers: Headers = [
@@ -316,64 +277,6 @@ class Recorder:
             headers.append(("cut", b"%d" % whole))
         return place, text.encode(), headers
 
-    def _shown(
-        self, line: bytes, rejection: Rejection, *, torn: bool
-    ) -> tuple[str, bool] | Rejection:
-        """Return the text of a dead letter and whether it was cut, or why it has none."""
-        if rejection is FAILED:
-            return FAILED
-        try:
-            text, _ = codecs.utf_8_decode(line, "strict", not torn)
-        except UnicodeDecodeError:
-            return rejection
-        bytes_max = self._policy.dead_letter_bytes_max
-        text, cut = _cut(_ESCAPES.sub(_unescape, text), bytes_max, torn=torn)
-        if self._redactor is None:
-            return text, cut
-        try:
-            text = self._redactor.json_text(text)
-        except Exception:  # noqa: BLE001  whatever fails, the payload must not leave
-            return FAILED
-        text, longer = _cut(
-            text, bytes_max, torn=False
-        )  # a marker may be longer than what it hides
-        return text, cut or longer
-
-
-def uuid5(name: bytes) -> str:
-    """Return the UUIDv5 of ``name`` in ``NAMESPACE``."""
-    digest = sha1(NAMESPACE + name, usedforsecurity=False).hexdigest()
-    return (
-        f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}"
-        f"-{_VARIANT[digest[16]]}{digest[17:20]}-{digest[20:32]}"
-    )
-
-
-def _key_of(name: str, client: str) -> Callable[[Event, dict[str, Any] | None], bytes | None]:
-    """Return what computes the key; a field that a line lacks gives it no key."""
-    constant = {"none": None, "client": client.encode()}
-
-    def event_id(event: Event, _extras: dict[str, Any] | None) -> bytes | None:
-        return event.event_id.encode() if event.event_id is not None else None
-
-    def fixed(_event: Event, _extras: dict[str, Any] | None) -> bytes | None:
-        return constant[name]
-
-    def field(event: Event, extras: dict[str, Any] | None) -> bytes | None:
-        value = getattr(event, name) if name in event.__struct_fields__ else None
-        if value is None and extras:
-            value = extras.get(name)
-        if value is None and name in {"schema_version", "type"}:
-            version = name == "schema_version"
-            value = events.SCHEMA_VERSION if version else event.__struct_config__.tag
-        if value is None:
-            return None
-        return value.encode() if isinstance(value, str) else _encode(value)
-
-    if name == "event_id":
-        return event_id
-    return fixed if name in constant else field
-
 
 def _has_usual_headers(one: Decoded) -> bool:
     """Return whether the record of a complete event has the headers that most of its type have."""
@@ -382,7 +285,7 @@ def _has_usual_headers(one: Decoded) -> bool:
         not (one.suspect or one.cut or one.untimed)
         and is_complete(event)
         and (extras is None or TRACEPARENT not in extras)
-        and type(event) in _PLAIN
+        and type(event) in PLAIN
     )
 
 
@@ -405,54 +308,18 @@ def _other_type(event: Event, extras: dict[str, Any] | None) -> tuple[str, bytes
     return "event_type", (name if isinstance(name, str) else "")[:EVENT_TYPE_MAX].encode()
 
 
-def _unescape(match: re.Match[str]) -> str:
-    r"""Resolve an escape of JSON that hides a character, keep one that JSON needs.
-
-    ``\u0040`` would hide an address from redaction; a quote, a backslash, a control character or
-    a lone surrogate stays escaped, so what was JSON still is.
-    """
-    escape = match[0]
-    if escape == r"\/":
-        return "/"
-    if escape[1] != "u":
-        return escape
-    units = bytes.fromhex(escape.replace(r"\u", ""))
-    try:
-        character = units.decode("utf-16-be")
-    except UnicodeDecodeError:
-        return escape
-    return escape if character in '"\\' or character < " " else character
-
-
-def _cut(text: str, bytes_max: int, *, torn: bool) -> tuple[str, bool]:
-    """Return ``text`` whole, or what is safe to show of its beginning."""
-    encoded = text.encode()
-    if len(encoded) > bytes_max:
-        text, torn = encoded[:bytes_max].decode(errors="ignore"), True
-    return (text[:-CUT_DROPPED], True) if torn else (text, False)
-
-
 _encode = msgspec.json.Encoder().encode
 _EVENT_TYPE: Final[dict[type[Event], tuple[str, bytes]]] = {
     kind: ("event_type", name.encode()) for name, kind in events.EVENT_TYPES.items()
 }
-_PLAIN: Final = frozenset(_EVENT_TYPE)
 _VERSION_DEFAULT: Final = ("schema_version", events.SCHEMA_VERSION.encode())
 _VERSION: Final = b',"schema_version":"%b"' % events.SCHEMA_VERSION.encode()
 """Not written with an event: most have none of their own."""
-_METADATA: Final = b',"metadata":{'
-_NAME_BYTES: Final = len(_METADATA) - 1
-_BRACE: Final = b"{"
 _CLOSED: Final = ord("}")
 _ID_SIZE: Final = VARINTS[36]
-_NOTHING: Final = b"", b""
 _TIMESTAMP_AGENT: Final = ("timestamp_source", b"agent")
 _TIMESTAMP_SUSPECT: Final = ("timestamp_suspect", b"1")
 _SCHEMA_UNKNOWN: Final = ("schema", b"unknown")
-_VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
-_ESCAPES = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.", re.DOTALL
 )

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
-from agent.core.record import KafkaRecord, Origin, Recorder, RecordPolicy, uuid5
+from agent.core.keys import uuid5
+from agent.core.record import KafkaRecord, Origin, Recorder, RecordPolicy
 from agent.core.redact import Redaction, Redactor
 
 REPLAY_OF, REPLAYED_AT = "replay_of", "replayed_at"

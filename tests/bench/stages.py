@@ -23,9 +23,10 @@ from agent.core.decode import Decoder
 from agent.core.diagnosis import Rejection
 from agent.core.ledger import Chunk, Ledger
 from agent.core.policy import BatchPolicy, SchemaPolicy
-from agent.core.record import Found, Origin, Recorder, RecordPolicy, Written, write, write_all
+from agent.core.record import Origin, Recorder, RecordPolicy
 from agent.core.redact import Redaction, Redactor
 from agent.core.redaction_rules import VERSION
+from agent.core.writing import Found, Written, write, write_all
 from agent.steps import Lines
 from tests.bench import corpus
 from tests.bench.table import Column, Report, console
@@ -44,7 +45,7 @@ ORIGIN = Origin(
 STEPS = {
     "split": "split: core.lines",
     "decode": "decode, validate: core.decode, core.plain",
-    "write": "complete, write: core.record",
+    "write": "complete, write: core.record, core.writing",
     "redact": "redact: core.redact, core.suspicion",
     "record": "enrich, headers: core.record",
     "append": "partition, append: builders, wire",

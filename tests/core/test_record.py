@@ -12,10 +12,12 @@ from agent.core.body import Headers, body
 from agent.core.decode import Decoded, Decoder
 from agent.core.diagnosis import Rejection
 from agent.core.events import Event
+from agent.core.keys import NAMESPACE
 from agent.core.policy import SchemaPolicy
-from agent.core.record import NAMESPACE, Origin, Recorder, RecordPolicy, write_all
+from agent.core.record import Origin, Recorder, RecordPolicy
 from agent.core.redact import FAILED, Redaction, Redactor
 from agent.core.redaction_rules import Rule
+from agent.core.writing import write_all
 
 NOW_S = 1_795_428_000.0  # 2026-11-23T10:00:00Z
 NOW = "2026-11-23T10:00:00Z"

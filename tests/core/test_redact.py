@@ -16,7 +16,6 @@ from agent.core.events import Event, ModelResponse, UserFeedback
 from agent.core.folding import _FOREIGN, folded, folds
 from agent.core.phones import _phones, phones
 from agent.core.policy import SchemaPolicy
-from agent.core.record import write_all
 from agent.core.redact import (
     FAILED,
     UNSHOWN,
@@ -27,6 +26,7 @@ from agent.core.redact import (
 from agent.core.redaction_rules import DIGITS, KINDS, RULES, Kind, Rule
 from agent.core.spans import merged
 from agent.core.suspicion import suspects, suspicious
+from agent.core.writing import write_all
 from tests.examples import EXAMPLES
 
 EMAIL, CARD, PHONE = "jo.doe@example.com", "4111 1111 1111 1111", "+1 415 555 0123"
