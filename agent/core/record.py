@@ -14,6 +14,7 @@ them as bytes at once. All others go the way of ``record``; tests hold the two t
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -95,7 +96,7 @@ class Recorder:
         self._by_id = policy.key == "event_id"
         self._key_of = key_of(policy.key, origin.client)
         self._source = f"1;{origin.source_id};{origin.generation};".encode()
-        self._tails = {kind: self._tail(kind) for kind in _EVENT_TYPE}
+        self._tails = _tails(None if redactor is None else redactor.header)
         # No part can run into the next one: the node is a name, the others are numbers.
         parts = (origin.inode, origin.birth_ns, origin.inode_generation, origin.generation)
         self._id_prefix = "\0".join((origin.node, *map(str, parts), "")).encode()
@@ -233,14 +234,6 @@ class Recorder:
             del event.metadata[name]
             self.overwritten += 1
 
-    def _tail(self, kind: type[Event]) -> bytes:
-        """Return the headers of most events of ``kind``, but for the content of the last one."""
-        made = [_EVENT_TYPE[kind], _VERSION_DEFAULT]
-        if self._redactor is not None:
-            made.append(self._redactor.header)
-        count = VARINTS[len(made) + 1]
-        return b"".join((count, *(header(*one) for one in made), header("source", b"")[:-1]))
-
     def derived_id(self, line: bytes, start: int) -> str:
         """Return the UUIDv5 (RFC 9562, 5.5) of this line at this place."""
         return uuid5(b"%b%d\0%b" % (self._id_prefix, start, line))
@@ -276,6 +269,20 @@ class Recorder:
         if cut:
             headers.append(("cut", b"%d" % whole))
         return place, text.encode(), headers
+
+
+@lru_cache(maxsize=8)
+def _tails(redaction: tuple[str, bytes] | None) -> dict[type[Event], bytes]:
+    """Return the headers of most events of each type, but for the content of the last one.
+
+    The same for all origins: an agent has a recorder for each of many files.
+    """
+    own = [_VERSION_DEFAULT] if redaction is None else [_VERSION_DEFAULT, redaction]
+    count, source = VARINTS[len(own) + 2], header("source", b"")[:-1]
+    return {
+        kind: b"".join((count, header(*name), *(header(*one) for one in own), source))
+        for kind, name in _EVENT_TYPE.items()
+    }
 
 
 def _has_usual_headers(one: Decoded) -> bool:
