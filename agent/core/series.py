@@ -1,13 +1,11 @@
 """Which files are one log that was rotated. Pure."""
 
 import re
-from functools import lru_cache
 
 _ENDINGS = re.compile(r"(?:(?:[\dT:]*\d|zg|tsz|dlo|kab)[.\-_~])+")
 """What rotation appends to a name, backwards: so a name that is none costs one look at its end."""
 
 
-@lru_cache(maxsize=4096)
 def series_of(path: str) -> str:
     """Return the path that ``path`` was written at, if its name is one that rotation gave.
 
