@@ -280,7 +280,7 @@ def test_directories_that_nobody_set_up_are_said_and_not_passed_over(node: Node)
         await_metric(node.port, "unreadable", 0, KILLED_WITHIN_S)
         assert '"directory.unreadable"' in agent.logs()
         said = agent.execute("sh", "-c", "feedback-agent doctor || true")
-        assert re.search(r"^fail source\.permissions .* 1 directories", said, re.MULTILINE)
+        assert re.search(r"^fail source\.permissions .* 1 directory", said, re.MULTILINE)
         assert re.search(r"^ok +state\.directory ", said, re.MULTILINE)
     finally:
         agent.remove()
