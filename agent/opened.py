@@ -93,7 +93,7 @@ class Opened:
         """Return whether nothing is known to be left to read of it, or to be settled."""
         reader = followed.harvester
         assert reader is not None
-        return not (followed in self._turns or reader.more or reader.ledger.in_flight_bytes)
+        return not (reader.more or reader.ledger.in_flight_bytes or followed in self._turns)
 
     def held(self, client: str) -> int:
         """Return how many files of ``client`` are open."""
@@ -108,9 +108,7 @@ class Opened:
         """
         if not self.full:
             return True
-        resting = [f for f in self._files if self.drained(f)]
-        resting.sort(key=lambda f: f.harvester is not None and f.harvester.torn)
-        for followed in resting:
+        for followed in self._resting():
             if finish(followed):
                 self.close(followed)
                 return True
@@ -121,6 +119,18 @@ class Opened:
         self._put_by(yielding)
         return True
 
+    def _resting(self) -> Iterator[Followed]:
+        """Yield files that are drained, those with a torn line last; the first is found at once."""
+        torn: list[Followed] = []
+        for followed in [*self._files]:
+            if not self.drained(followed):
+                continue
+            if followed.harvester is not None and followed.harvester.torn:
+                torn.append(followed)
+            else:
+                yield followed
+        yield from torn
+
     def _yielding(self, client: str) -> Followed | None:
         """Return a half-read file of a client with more open ones than ``client`` has.
 
@@ -130,6 +140,8 @@ class Opened:
         and never the last, so that each comes to its end once.
         """
         own, held = self._held[client], self._held
+        if max(held.values()) <= own:
+            return None
         able = [f for f, c in self._files.items() if held[c] > own and _can_be_had_again(f)]
         while (chosen := self._choice(able)) is not None and not _links(chosen):
             able.remove(chosen)  # deleted, which no scan has met yet
