@@ -20,9 +20,13 @@ LINES = 40
 SOON: dict[str, Any] = {"start_s": 0.5, "request_timeout_s": 2}
 
 
-def call(agent: Agent, *args: str, exit_code: int = 0) -> Result:
+def typed(agent: Agent, *args: str) -> Result:
     command = ["spool", *args, "--config", str(agent.config)]
-    result = CliRunner().invoke(main, command, prog_name="feedback-agent")
+    return CliRunner().invoke(main, command, prog_name="feedback-agent")
+
+
+def call(agent: Agent, *args: str, exit_code: int = 0) -> Result:
+    result = typed(agent, *args)
     assert exit_code == result.exit_code, result.output
     return result
 
@@ -34,6 +38,7 @@ def said(agent: Agent, *args: str, exit_code: int = 0) -> list[dict[str, Any]]:
 
 def put_by(agent: Agent) -> None:
     agent.start()
+    agent.until(lambda: typed(agent, "list").exit_code == 0, "its socket, which comes last")
     agent.until(lambda: said(agent, "list", "--json")[0]["records"] == LINES, "in the spool")
 
 
