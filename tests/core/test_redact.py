@@ -151,6 +151,8 @@ IDS = [
 
 @settings(max_examples=EXAMPLES * 10)
 @given(st.lists(st.sampled_from(IDS), max_size=9).map("".join))
+@example("tel-55512345")
+@example("s-4111111111111111")
 @example('ssn "a123456789"')
 @example('"BE945390075470AB"')
 @example('"BE-945390075470AB"')
