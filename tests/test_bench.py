@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.bench import corpus
+from tests.bench.codecs import CASES, OVER, WIRE
 from tests.bench.stages import STEPS
 from tests.bench.table import Column, Report, console, spread
 from tests.bench.telemetry import interval
@@ -62,7 +63,7 @@ def test_a_bench_finds_every_line_and_fails_for_one_that_is_lost(name: str) -> N
             assert found["least"] <= found["median"] <= found["most"]
 
 
-@pytest.mark.parametrize("name", [*BENCHES, "stages"])
+@pytest.mark.parametrize("name", [*BENCHES, "codecs", "stages"])
 def test_each_bench_has_its_command_and_a_line_in_the_readme(name: str) -> None:
     assert f"python -m tests.bench.{name} " in (SCRIPTS / name).read_text()
     assert f"scripts/bench/{name} " in (SCRIPTS.parent.parent / "README.md").read_text()
@@ -76,6 +77,16 @@ def test_the_steps_of_the_hot_path_have_a_figure_each_and_keep_every_line() -> N
     for of_rounds in zip(*(step["values"] for step in steps), strict=True):
         assert sum(of_rounds) == pytest.approx(2 * of_rounds[-1])
     assert whole["ns a line"]["least"] > 0
+
+
+def test_what_goes_on_the_wire_is_measured_for_each_codec_beside_the_lines_as_they_are() -> None:
+    """Ids, headers and the agent's own metadata go with each line: they must cost next to nothing.
+    Sizes do not depend on the machine, so here is what the design asks of the default."""
+    code, said = bench("codecs", "--lines", "20000")
+
+    assert (0, 0, len(CASES)) == (code, said["lost"], len(said["rows"]))
+    assert 40 >= said["rows"]["gzip 1"][WIRE]["most"]
+    assert 7 >= said["rows"]["gzip 1"][OVER]["most"]
 
 
 def test_the_interval_of_a_median_holds_it_as_often_as_it_says() -> None:
@@ -127,6 +138,7 @@ def test_lines_can_lack_an_id_and_have_fields_that_nobody_knows() -> None:
 def test_a_table_gives_the_median_and_the_spread_of_rounds() -> None:
     assert "2.0 (1.0 to 9.0)" == spread([9, 1, 2], 1)
     assert "1,234" == spread([1234.4], 0)
+    assert "1,234" == spread([1234.4, 1233.6], 0)
 
 
 def test_a_table_is_plain_where_nobody_reads_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,11 @@
-"""Prints what each codec costs and how small it makes batches of the corpus.
+"""What each codec and level costs, and how much of what was read it puts on the wire.
 
-scripts/bench/codecs
-scripts/bench/codecs --lines 100000
+The record batches are those of the hot path, in which a line has its id again as the key, its
+headers and the agent's own metadata. Beside them the same lines compressed as they are, in pieces
+of one batch: what any shipper would send at least.
 """
 
-import argparse
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,10 +13,12 @@ from functools import partial
 import click
 
 from agent import codecs
+from agent.core.policy import BatchPolicy
+from agent.wire import HEADER_BYTES
 from tests.bench import corpus
+from tests.bench.stages import Stages
+from tests.bench.table import Column, Report, console
 
-BATCH_BYTES = 256 << 10  # batch.bytes_max
-ROUNDS = 3
 CASES: list[tuple[str, int | None]] = [
     ("none", None),
     *(("gzip", level) for level in (0, 1, 2, 3, 4, 6, 9)),
@@ -23,35 +26,68 @@ CASES: list[tuple[str, int | None]] = [
     *(("lz4", level) for level in (1, 3, 6, 9, 12)),
     ("snappy", None),
 ]
+WIRE, RAW, OVER = "on the wire, % of read", "raw lines, % of read", "points over raw"
+MAKE, OPEN = "us a line", "us a line to open"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/bench/codecs")
-    parser.add_argument("--lines", type=int, default=20_000)
-    count = parser.parse_args().lines
-    text = b"".join(corpus.lines(count))
-    batches = [text[at : at + BATCH_BYTES] for at in range(0, len(text), BATCH_BYTES)]
-    click.echo(f"{count} lines of {len(text) // count} bytes, in batches of {BATCH_BYTES} bytes")
-    click.echo(f"{'codec':8} {'level':>5} {'ratio':>6} {'us a line':>10} {'us to open':>11}")
-    for name, level in CASES:
-        made = codecs.codec(name, level)
-        packed = [made.compress(batch) for batch in batches]
-        there = _cpu_s(made.compress, batches) * 1e6 / count
-        back = _cpu_s(partial(codecs.decompress, made.number), packed)
-        ratio = len(text) / sum(map(len, packed))
-        shown = "" if level is None else level
-        click.echo(f"{name:8} {shown:>5} {ratio:6.2f} {there:10.2f} {back * 1e6 / count:11.2f}")
+class Sections:
+    """The batches that lines become, before compression, and those lines in as large pieces."""
+
+    def __init__(self, lines: int) -> None:
+        self.content = b"".join(corpus.lines(lines))
+        size = BatchPolicy().bytes_max
+        batches = Stages("none").run(self.content)
+        self.lines = sum(batch.count for batch in batches)
+        self.records = [batch.payload for batch in batches]
+        self.raw = [self.content[at : at + size] for at in range(0, len(self.content), size)]
+
+    def share(self, packed: list[bytes]) -> float:
+        return 100 * sum(map(len, packed)) / len(self.content)
 
 
-def _cpu_s(work: Callable[[bytes], bytes], batches: list[bytes]) -> float:
-    """Return CPU seconds of the fastest round: what others do adds, and never takes away."""
-    rounds = []
-    for _ in range(ROUNDS):
-        began_s = time.process_time()
-        for batch in batches:
-            work(batch)
-        rounds.append(time.process_time() - began_s)
-    return min(rounds)
+def report_on(lines: int, rounds: int) -> Report:
+    sections = Sections(lines)
+    columns = [Column(WIRE), Column(RAW), Column(OVER), Column(MAKE, 2), Column(OPEN, 2)]
+    title = f"codecs, {lines:,} lines of {len(sections.content) / lines:.0f} bytes, {rounds} rounds"
+    report = Report(title, columns, {})
+    report.lost += abs(lines - sections.lines)
+    for _ in range(rounds):
+        for name, level in CASES:
+            row = name if level is None else f"{name} {level}"
+            report.add(row, **_figures(codecs.codec(name, level), sections))
+    return report
+
+
+def _figures(codec: codecs.Codec, sections: Sections) -> dict[str, float]:
+    packed, there_us = _timed(codec.compress, sections.records)
+    opened, back_us = _timed(partial(codecs.decompress, codec.number), packed)
+    assert opened == sections.records, "what was compressed comes out again"
+    wire = sections.share(packed) + 100 * HEADER_BYTES * len(packed) / len(sections.content)
+    raw = sections.share([*map(codec.compress, sections.raw)])
+    there_us, back_us = there_us / sections.lines, back_us / sections.lines
+    return {WIRE: wire, RAW: raw, OVER: wire - raw, MAKE: there_us, OPEN: back_us}
+
+
+def _timed(work: Callable[[bytes], bytes], given: list[bytes]) -> tuple[list[bytes], float]:
+    """Return what ``work`` makes of each, and the CPU time in us."""
+    began_ns = time.thread_time_ns()
+    made = [*map(work, given)]
+    return made, (time.thread_time_ns() - began_ns) / 1e3
+
+
+@click.command()
+@click.option("--lines", default=20_000, show_default=True, type=click.IntRange(1))
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--quick", is_flag=True, help="One round, to see that it works.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(*, lines: int, rounds: int, quick: bool, as_json: bool) -> None:
+    """Measure each value that kafka.compression may have, with its levels."""
+    report = report_on(lines, 1 if quick else rounds)
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        report.show(console(as_json=False))
+    sys.exit(report.failed)
 
 
 if __name__ == "__main__":

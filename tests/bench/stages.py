@@ -63,9 +63,9 @@ class Topic:
 class Stages:
     """One pass over lines. ``took_ns`` says for how long each step was at work."""
 
-    def __init__(self) -> None:
+    def __init__(self, compression: str = "gzip") -> None:
         self.took_ns: Counter[str] = Counter()
-        codec, batch = wire.codec("gzip", None), BatchPolicy()
+        codec, batch = wire.codec(compression, None), BatchPolicy()
         timed = wire.Codec(codec.number, lambda raw: self._took("compress", codec.compress, raw))
         self._builders = Builders(
             Topic, timed, Pace(batch), bytes_max=batch.bytes_max, partitioner="crc32"

@@ -99,11 +99,9 @@ class Report:
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Return the median and, of several values, the least and the most."""
-    form = f"{{:,.{digits}f}}".format
-    if len(values) == 1:
-        return form(values[0])
-    return f"{form(median(values))} ({form(min(values))} to {form(max(values))})"
+    """Return the median and, where values differ in what is shown, the least and the most."""
+    middle, least, most = (f"{of(values):,.{digits}f}" for of in (median, min, max))
+    return middle if least == most else f"{middle} ({least} to {most})"
 
 
 def console(*, as_json: bool) -> Console:
