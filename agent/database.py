@@ -7,6 +7,7 @@ still start; an unknown column is left alone. A newer major is refused.
 import logging
 import os
 import sqlite3
+import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,9 @@ UPSERT = (
     f"INSERT INTO checkpoints ({', '.join(_COLUMNS)}) "  # noqa: S608 - constants of this room
     f"VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT (source_id, generation) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)
+    + " WHERE excluded.watermark >= checkpoints.watermark"
 )
+"""A row behind the stored one changes nothing."""
 PUT_META = "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)"
 _SPOOLED = "spooled_"
 DELETE = "DELETE FROM checkpoints WHERE source_id = ? AND generation = ?"
@@ -146,7 +149,7 @@ def checkpoint_of(row: dict[str, Any]) -> Checkpoint:
         anchor=Anchor(row["watermark"], row["anchor"]),
         older=msgspec.msgpack.decode(row["older"], type=tuple[Anchor, ...]),
         path=os.fsdecode(row["path"]),
-        client=os.fsdecode(row["client"]),
+        client=sys.intern(os.fsdecode(row["client"])),  # one object for all of its files
         gone_at=row["gone_at"],
     )
 

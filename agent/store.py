@@ -31,7 +31,6 @@ class Store:
         self._database = opened
         self._lock_fd = lock_fd
         self._inside = threading.Lock()
-        self._stored = {_key(c): c.watermark for c in self.load()}
         self._spooled = self.spooled()
 
     @classmethod
@@ -75,21 +74,18 @@ class Store:
         A row behind the stored one of its generation is left out (invariant 2): a file that comes
         back after its copy was read on is read again, and its settled bytes stay settled.
         """
-        rows = [c for c in checkpoints if c.watermark >= self._stored.get(_key(c), 0)]
-        gone = [_key(c) for c in forgotten]
+        rows = [database.row_of(c) for c in checkpoints]
+        gone = [(c.source_id, c.generation) for c in forgotten]
         connection = self._database.conn
         try:
             with self._inside, connection:
-                connection.executemany(database.UPSERT, [database.row_of(c) for c in rows])
+                connection.executemany(database.UPSERT, rows)
                 connection.executemany(database.DELETE, gone)
                 if spooled != self._spooled:
                     connection.executemany(database.PUT_META, database.meta_of(spooled))
         except sqlite3.Error as error:
             raise StoreError(f"checkpoint commit: {error}") from error
         self._spooled = dict(spooled)
-        self._stored.update((_key(c), c.watermark) for c in rows)
-        for key in gone:
-            self._stored.pop(key, None)
 
     def spooled(self) -> dict[str, tuple[int, int]]:
         """Return how far the spool's queues reached at the last commit."""
@@ -129,7 +125,3 @@ def _lock(state_dir: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
-
-
-def _key(c: Checkpoint) -> tuple[str, int]:
-    return c.source_id, c.generation
