@@ -91,9 +91,7 @@ class Opened:
 
     def drained(self, followed: Followed) -> bool:
         """Return whether nothing is known to be left to read of it, or to be settled."""
-        reader = followed.harvester
-        assert reader is not None
-        return not (reader.more or reader.ledger.in_flight_bytes or followed in self._turns)
+        return followed not in self._turns and _settled(followed)
 
     def held(self, client: str) -> int:
         """Return how many files of ``client`` are open."""
@@ -122,9 +120,7 @@ class Opened:
     def _resting(self) -> Iterator[Followed]:
         """Yield files that are drained, those with a torn line last; the first is found at once."""
         torn: list[Followed] = []
-        for followed in [*self._files]:
-            if not self.drained(followed):
-                continue
+        for followed in filter(_settled, self._turns.idle()):
             if followed.harvester is not None and followed.harvester.torn:
                 torn.append(followed)
             else:
@@ -139,32 +135,36 @@ class Opened:
         read it would begin that again: then rather another one of its client, with less to lose,
         and never the last, so that each comes to its end once.
         """
-        own, held = self._held[client], self._held
-        if max(held.values()) <= own:
-            return None
-        able = [f for f, c in self._files.items() if held[c] > own and _can_be_had_again(f)]
-        while (chosen := self._choice(able)) is not None and not _links(chosen):
-            able.remove(chosen)  # deleted, which no scan has met yet
-        return chosen
+        own = self._held[client]
+        more = {c for c, held in self._held.items() if held > own}
+        deleted: set[Followed] = set()  # which no scan has met yet
+        while more:
+            chosen = self._choice(more, deleted)
+            if chosen is None or _links(chosen):
+                return chosen
+            deleted.add(chosen)
+        return None
 
-    def _choice(self, able: list[Followed]) -> Followed | None:
-        had_turns = [f for f in able if f not in self._unread or self._slowed(f)]
-        if not had_turns:
-            return None
-        first = max(had_turns, key=self._rank)
-        if not _midway_bytes(first):
+    def _choice(self, clients: set[str], but: set[Followed]) -> Followed | None:
+        slowed = {c for c in clients if self._turns.slowed(c) is not None}
+        had_turns = [
+            f
+            for f, c in self._files.items()
+            if c in clients and (f not in self._unread or c in slowed) and f not in but
+        ]
+        first = max(filter(_can_be_had_again, had_turns), key=self._rank, default=None)
+        if first is None or not _midway_bytes(first):
             return first
         holder = self._files[first]
         if self._held[holder] == 1:
             return None
-        return min((f for f in able if self._files[f] == holder), key=_midway_bytes)
+        of_holder = (f for f, c in self._files.items() if c == holder and f not in but)
+        return min(filter(_can_be_had_again, of_holder), key=_midway_bytes)
 
     def _rank(self, followed: Followed) -> tuple[bool, int, int]:
-        slowed, holder = self._slowed(followed), self._files[followed]
+        holder = self._files[followed]
+        slowed = self._turns.slowed(holder) is not None
         return slowed, self._held[holder], -_midway_bytes(followed)
-
-    def _slowed(self, followed: Followed) -> bool:
-        return self._turns.slowed(self._files[followed]) is not None
 
     def close(self, followed: Followed) -> None:
         assert followed.harvester is not None
@@ -177,6 +177,13 @@ class Opened:
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
+
+
+def _settled(followed: Followed) -> bool:
+    """Return whether what was read of it is settled, and was all that was known to be there."""
+    reader = followed.harvester
+    assert reader is not None
+    return not (reader.more or reader.ledger.in_flight_bytes)
 
 
 def _can_be_had_again(followed: Followed) -> bool:

@@ -31,7 +31,8 @@ class Turns:
         self._clock = clock
         self._metrics = metrics
         self._fairness = Fairness()
-        self._backlogs: dict[Followed, int] = {}
+        self._backlogs: dict[Followed, int] = {}  # of those that are open
+        self._idle: dict[Followed, None] = {}  # of them, those that wait for no turn
         self._ready: dict[str, Waiting] = {}
         self._slowed: dict[str, Waiting] = {}
         self._turn: str | None = None  # the client whose file was taken last
@@ -48,10 +49,12 @@ class Turns:
     def end(self, followed: Followed) -> None:
         """Note that ``followed`` was closed."""
         self._backlogs.pop(followed, None)
+        self._idle.pop(followed, None)
 
     def add(self, *files: Followed) -> None:
         """Give each of ``files`` a turn, after those of its client that wait for one."""
         for followed in files:
+            self._idle.pop(followed, None)
             client = followed.checkpoint.client
             waiting = self._slowed.get(client) or self._ready.get(client)
             if waiting is not None:
@@ -78,6 +81,8 @@ class Turns:
             if not files:
                 del self._ready[client]
             self._turn = client
+            if followed in self._backlogs:
+                self._idle[followed] = None
             return followed
         return None
 
@@ -96,6 +101,10 @@ class Turns:
         for client in sorted(self._spells):
             self._end(client)
         self._due.clear()
+
+    def idle(self) -> list[Followed]:
+        """Return the open files that wait for no turn, whose last one is longest ago first."""
+        return [*self._idle]
 
     @property
     def ready(self) -> bool:
