@@ -120,7 +120,7 @@ class Sources:
 
         ``acknowledged``: nothing that was settled waits in the spool.
         """
-        todo = plan(self._met.sightings(), scan)
+        todo = plan(self._met.sightings(), scan, self.registry.ended)
         self._count_unopened(scan)
         for gone in todo.gone:
             self._lose(gone)

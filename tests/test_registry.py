@@ -150,6 +150,19 @@ def test_the_first_scan_of_a_life_calls_nothing_gone(world: World) -> None:
     assert {None} == {row.gone_at for row in world.rows.values()}
 
 
+def test_what_was_written_while_nobody_looked_is_read_before_all_is_looked_at(world: World) -> None:
+    """Whether the others are still who they were takes long to see, where there are many."""
+    for n in range(8):
+        append(world.root / f"acme/{n}.jsonl", lines(n * 100, 10 + n))
+    life = world.restart()
+    life.scan()
+    life.settle()
+    append(world.root / "acme/5.jsonl", lines(0, 1))
+    reads = world.restart().scan(turns=1)
+
+    assert ["acme/5.jsonl"] == [read.path for read in reads]
+
+
 def test_what_two_scans_do_not_meet_is_gone(world: World) -> None:
     append(world.file, lines(0, 100))
     life = world.restart()

@@ -150,6 +150,9 @@ class Admission:
         return tuple(taken), dict(over)
 
 
+Ended = tuple[int, int]
+"""Inode and size of a file that was settled to its end, as far as anybody remembers."""
+
 Why = Literal["new", "grown", "shrunk", "touched", "renamed"]
 
 
@@ -173,8 +176,9 @@ class Plan(Struct, frozen=True):
     linked: tuple[Seen, ...] = ()
 
 
-def plan(known: Mapping[FileKey, Seen], scan: Scan) -> Plan:
-    """Compare a scan with what earlier ones met. Oldest first, so that rotated files finish first.
+def plan(known: Mapping[FileKey, Seen], scan: Scan, ended: Container[Ended] = ()) -> Plan:
+    """Compare a scan with what earlier ones met. Oldest first, so that rotated files finish first;
+    but ``ended`` ones last: they are opened to see that they are still who they were.
 
     Nothing is called gone on half the truth: not what lies in an unreadable directory, and
     nothing at all after a scan that did not see the whole tree.
@@ -192,7 +196,7 @@ def plan(known: Mapping[FileKey, Seen], scan: Scan) -> Plan:
         before = known.get(key)
         if why := _why(before, seen):
             found.append(Found(seen, why, before))
-    found.sort(key=lambda f: (f.seen.mtime_ns, f.seen.path))
+    found.sort(key=lambda f: ((f.seen.inode, f.seen.size) in ended, f.seen.mtime_ns, f.seen.path))
     gone = [before for key, before in known.items() if key not in met and _missed(before, scan)]
     return Plan(tuple(found), tuple(gone), tuple(linked))
 

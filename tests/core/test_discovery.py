@@ -86,6 +86,15 @@ def test_a_plan_says_why() -> None:
     assert [before[5]] == list(got.gone)
 
 
+def test_what_was_settled_to_its_end_is_opened_last() -> None:
+    """After a restart nothing is known by sight: what was written meanwhile need not wait."""
+    files = [Seen("c/a", "c", n, 1, size=size, mtime_ns=n) for n, size in ((1, 5), (2, 5), (3, 8))]
+
+    opened = plan({}, Scan(files=tuple(files)), {(1, 5), (2, 4), (3, 8)}).open
+
+    assert [2, 1, 3] == [found.seen.inode for found in opened]
+
+
 def test_a_second_name_never_takes_a_file_from_the_first() -> None:
     """Another client's hard link to a file that is being read."""
     first = Seen("victim/a.jsonl", "victim", 1, 1, 10, 0)
