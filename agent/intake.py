@@ -14,7 +14,7 @@ from agent.checkpoints import Checkpointer
 from agent.chunk import Chunker, Sealed
 from agent.clock import wait_event
 from agent.core.batch import Pace
-from agent.core.discovery import FileKey, Scan
+from agent.core.discovery import Scan, Sightings
 from agent.core.ledger import Chunk
 from agent.core.quota import InFlight
 from agent.core.seam import Mode
@@ -137,7 +137,7 @@ class Intake:
         self._turning = asyncio.Lock()
 
     @property
-    def known(self) -> Container[FileKey]:
+    def known(self) -> Sightings:
         return self._worker.sources.known
 
     @property

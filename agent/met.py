@@ -16,6 +16,11 @@ class Met:
     def at(self, path: str) -> Followed | None:
         return self._by_path.get(path)
 
+    def get(self, key: FileKey, /) -> Seen | None:
+        """Return the file of that key as it was met last. From any thread."""
+        followed = self.by_key.get(key)
+        return None if followed is None else followed.seen
+
     def see(self, followed: Followed, seen: Seen) -> None:
         """Note where ``followed`` was met."""
         self._leave(followed)

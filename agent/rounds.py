@@ -63,9 +63,7 @@ class Rounds:
             self._hinted.clear()
             self._watcher.start(asyncio.get_running_loop())
             began_s = self._clock.monotonic()
-            scan = await self.scan()
-            if scan.root_problem is None:
-                self._watcher.watch_all(scan.directories)
+            self._watch(await self.scan())  # not kept: with many files it is large
             problem = self._watcher.problem
             pause_s = self._interval_s if problem is None else min(self._interval_s, SCAN_BLIND_S)
             self._say(problem, pause_s)
@@ -85,6 +83,10 @@ class Rounds:
             event(log, level, "root.scanned", root=str(self.root), problem=scan.root_problem,
                   files=len(scan.files))  # fmt: skip
         return scan
+
+    def _watch(self, scan: Scan) -> None:
+        if scan.root_problem is None:
+            self._watcher.watch_all(scan.directories)
 
     def _look(self) -> Scan:
         return self._scanner.scan(self._intake.known, self._intake.remembered)

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from agent.clock import Clock, SystemClock
 from agent.core.discovery import (
+    NONE_SEEN,
     Admission,
-    FileKey,
     Limits,
     Scan,
     Seen,
+    Sightings,
     Skipped,
     SkipReason,
     client_of,
@@ -86,7 +87,7 @@ class Scanner:
         self.client_entries_max = client_entries_max
         self.depth_max = depth_max
 
-    def scan(self, known: Container[FileKey] = (), remembered: Container[int] = ()) -> Scan:
+    def scan(self, known: Sightings = NONE_SEEN, remembered: Container[int] = ()) -> Scan:
         """Return every matching regular file. Raises nothing about the tree: see ``Scan``.
 
         ``known`` are followed by now, ``remembered`` the inodes of what was: see ``Admission``.

@@ -11,7 +11,7 @@ from agent.adoption import Adoption
 from agent.clients import Clients, Known
 from agent.clock import Clock
 from agent.core.auditing import Note, unheard
-from agent.core.discovery import FileKey, Found, Scan, Seen, plan
+from agent.core.discovery import FileKey, Found, Scan, Seen, Sightings, plan
 from agent.core.identity import Change
 from agent.core.lines import Piece
 from agent.deletion import Deletion
@@ -237,9 +237,9 @@ class Sources:
         return None
 
     @property
-    def known(self) -> Container[FileKey]:
+    def known(self) -> Sightings:
         """Return the files that do not count against ``source.files_max`` any more."""
-        return self._met.by_key
+        return self._met
 
     @property
     def idle(self) -> bool:
@@ -339,7 +339,10 @@ class Sources:
         waiting = [f.seen for f in self._openings if f.seen.key in waited]
         rows = {f.birth.inode: f.checkpoint for f in self.registry.unmet} if waiting else {}
         for seen in waiting:
-            if seen.key not in self.known and seen.key not in self.registry.strangers.begin_at_end:
+            if (
+                seen.key not in self._met.by_key
+                and seen.key not in self.registry.strangers.begin_at_end
+            ):
                 row = rows.get(seen.inode)
                 yield Known(seen.client, seen, 0 if row is None else row.watermark)
 

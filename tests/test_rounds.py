@@ -15,7 +15,7 @@ import pytest
 
 from agent import inotify, watcher
 from agent.clock import SystemClock
-from agent.core.discovery import FileKey, Scan
+from agent.core.discovery import FileKey, Scan, Seen
 from agent.demo.broker import EmbeddedKafka
 from agent.intake import Intake
 from agent.rounds import Rounds
@@ -32,7 +32,7 @@ class Taker:
     """As much of an intake as rounds need: it knows what it was handed."""
 
     def __init__(self) -> None:
-        self.known: set[FileKey] = set()
+        self.known: dict[FileKey, Seen] = {}
         self.remembered: Container[int] = ()
         self.rest_s = 0.005
         self.sizes: dict[str, int] = {}
@@ -41,7 +41,7 @@ class Taker:
         self._taken = asyncio.Event()
 
     async def take_in(self, scan: Scan) -> None:
-        self.known |= {seen.key for seen in scan.files}
+        self.known |= {seen.key: seen for seen in scan.files}
         self.sizes = {seen.path: seen.size for seen in scan.files}
         self._taken.set()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agent import scanner
-from agent.core.discovery import FileKey, Scan, Skipped, file_key
+from agent.core.discovery import FileKey, Scan, Seen, Skipped, file_key
 from agent.scanner import Scanner
 from tests.fakes import WALL_S, FakeClock
 from tests.test_opener import as_nobody, descriptors
@@ -22,6 +22,22 @@ def write(root: Path, path: str, data: bytes = b"{}\n") -> Path:
 
 def paths(scan: Scan) -> set[str]:
     return {seen.path for seen in scan.files}
+
+
+def met(scan: Scan) -> dict[FileKey, Seen]:
+    return {seen.key: seen for seen in scan.files}
+
+
+def test_a_file_at_rest_is_the_one_that_was_seen(tmp_path: Path) -> None:
+    """A scan of ten thousand of them would otherwise take as much memory again."""
+    write(tmp_path, "a/x.jsonl")
+    grown = write(tmp_path, "a/y.jsonl")
+    known = met(Scanner(tmp_path, INCLUDE).scan())
+    grown.write_bytes(b"{}\n{}\n")
+
+    again = Scanner(tmp_path, INCLUDE).scan(known).files
+
+    assert {"a/x.jsonl": True, "a/y.jsonl": False} == {s.path: s is known[s.key] for s in again}
 
 
 def test_only_matching_names_are_seen_at_any_depth(tmp_path: Path) -> None:
@@ -169,11 +185,12 @@ def test_an_unreadable_root_is_a_reason(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_files_beyond_the_limit_are_counted_and_known_ones_stay(tmp_path: Path) -> None:
     """A flood of new names must not push out the files that are being read."""
-    known = write(tmp_path, "old.jsonl").stat()
+    write(tmp_path, "old.jsonl")
+    known = met(Scanner(tmp_path, INCLUDE).scan())
     for number in range(20):
         write(tmp_path, f"flood/{number}.jsonl")
 
-    got = Scanner(tmp_path, INCLUDE, files_max=5).scan({file_key(known.st_dev, known.st_ino)})
+    got = Scanner(tmp_path, INCLUDE, files_max=5).scan(known)
 
     assert "old.jsonl" in paths(got)
     assert (5, {"flood": 16}) == (len(got.files), got.over_limit)
@@ -181,11 +198,12 @@ def test_files_beyond_the_limit_are_counted_and_known_ones_stay(tmp_path: Path) 
 
 def test_one_client_cannot_use_up_the_room_of_another(tmp_path: Path) -> None:
     """Its own known files count; they are taken all the same."""
-    for number in range(9):
+    for number in range(3):
+        write(tmp_path, f"flood/{number}.jsonl")
+    known = met(Scanner(tmp_path, INCLUDE).scan())
+    for number in range(3, 9):
         write(tmp_path, f"flood/{number}.jsonl")
     write(tmp_path, "calm/x.jsonl")
-    statuses = [(tmp_path / f"flood/{n}.jsonl").stat() for n in range(3)]
-    known = {file_key(status.st_dev, status.st_ino) for status in statuses}
 
     got = Scanner(tmp_path, INCLUDE, client_files_max=4).scan(known)
 
@@ -260,12 +278,12 @@ def test_a_file_that_was_followed_is_never_too_old(tmp_path: Path) -> None:
     """After a restart only its inode is known; its unread end would be lost."""
     file = write(tmp_path, "acme/x.jsonl")
     os.utime(file, (0, 0))
-    status = file.stat()
+    before = met(Scanner(tmp_path, INCLUDE).scan())
     scanner = Scanner(tmp_path, INCLUDE, ignore_older_s=1.0)
 
     for known, remembered in (
-        ({file_key(status.st_dev, status.st_ino)}, set[int]()),
-        (set[FileKey](), {status.st_ino}),
+        (before, set[int]()),
+        (dict[FileKey, Seen](), {file.stat().st_ino}),
     ):
         assert {"acme/x.jsonl"} == paths(scanner.scan(known, remembered))
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Container, Mapping
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -72,10 +73,19 @@ class Scan(Struct, frozen=True):
     skipped_counts: dict[SkipReason, int] = {}
 
 
+class Sightings(Protocol):
+    """The files that are followed, as they were seen last. May change meanwhile."""
+
+    def get(self, key: FileKey, /) -> Seen | None: ...
+
+
+NONE_SEEN: Sightings = MappingProxyType[FileKey, Seen]({})
+
+
 class Looking(Protocol):
     """Says which files there are, and raises nothing about them: see ``Scan``."""
 
-    def scan(self, known: Container[FileKey] = (), remembered: Container[int] = ()) -> Scan:
+    def scan(self, known: Sightings = NONE_SEEN, remembered: Container[int] = ()) -> Scan:
         """Look once. ``known`` are followed by now, ``remembered`` the inodes of what was."""
 
 
@@ -94,7 +104,8 @@ class Admission:
     Holds at most ``client_files_max`` unknown files of a client, whatever is offered.
 
     Args:
-        known: The files that are followed.
+        known: Of a file that is as it says, a scan has the very ``Seen`` that it holds: ten
+            thousand files at rest would otherwise take their memory twice.
         remembered: Inodes of files that were followed once, before a restart too: none of them is
             too old, and they come first where room is short.
         oldest_ns: An unknown file that was last written before is passed over; None: none is.
@@ -103,7 +114,7 @@ class Admission:
     def __init__(
         self,
         limits: Limits,
-        known: Container[FileKey],
+        known: Sightings,
         remembered: Container[int] = (),
         oldest_ns: int | None = None,
     ) -> None:
@@ -118,8 +129,9 @@ class Admission:
 
     def offer(self, seen: Seen) -> bool:
         """Take note of ``seen``; return False if it is too old to begin with."""
-        if seen.key in self._known:
-            self._taken.append(seen)
+        before = self._known.get(seen.key)
+        if before is not None:
+            self._taken.append(before if before == seen else seen)
             self._taken_of[seen.client] += 1
             return True
         remembered = seen.inode in self._remembered

@@ -154,13 +154,15 @@ def test_what_a_scan_takes_in_is_bounded_and_accounted_for(
     limits = Limits(data.draw(st.integers(1, 40)), data.draw(st.integers(1, 20)))
     oldest_ns = data.draw(st.none() | st.integers(0, 9))
     keys: set[FileKey] = {file_key(1, inode) for inode in known}
-    admission = Admission(limits, keys, remembered, oldest_ns)
+    met = {key: Seen("p", "a", key & 0xFF, 1, 1, mtime_ns=5) for key in keys}
+    admission = Admission(limits, met, remembered, oldest_ns)
 
     old = [seen for seen in offered if not admission.offer(seen)]
     taken, over = admission.result()
 
     assert len(offered) == len(old) + len(taken) + sum(over.values())
     assert {s.key for s in offered} & keys <= {s.key for s in taken}
+    assert all(s is met[s.key] for s in taken if s == met.get(s.key))
     new = [s for s in taken if s.key not in keys]
     assert not new or len(taken) <= limits.files_max
     for client in {s.client for s in new}:
@@ -176,7 +178,7 @@ def test_where_room_is_short_clients_with_few_files_get_them_all() -> None:
     def seen(client: str, inode: int) -> Seen:
         return Seen("p", client, inode, 1, 1, 0)
 
-    admission = Admission(Limits(files_max=10), set())
+    admission = Admission(Limits(files_max=10), {})
     for inode in range(100):
         admission.offer(seen("flood", inode))
         admission.offer(seen("too", 1000 + inode))

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from agent.clock import Clock
 from agent.config.sections import Source
-from agent.core.discovery import FileKey, Scan, Seen, client_of
+from agent.core.discovery import NONE_SEEN, FileKey, Scan, Seen, Sightings, client_of
 from agent.errors import ConfigError
 from agent.scanner import Scanner
 
@@ -51,7 +51,7 @@ class Selection(Struct, frozen=True):
     skipped: tuple[Left, ...]
     followed: tuple[str, ...]
 
-    def scan(self, known: Container[FileKey] = (), remembered: Container[int] = ()) -> Scan:
+    def scan(self, known: Sightings = NONE_SEEN, remembered: Container[int] = ()) -> Scan:
         """Look at these files again, as a scan of the agent would."""
         met = []
         for seen in self.files:
