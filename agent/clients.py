@@ -59,17 +59,16 @@ class Clients:
     def scanned(self, files: Iterable[Known]) -> int:
         """Export how far each client is behind. Return the bytes of all."""
         lag_bytes: defaultdict[str, int] = defaultdict(int)
-        behind = []
+        oldest_s: dict[str, float] = {}
+        self._waits.begin()
         for client, seen, watermark, torn in files:
             lag_bytes[client] += max(0, seen.size - watermark)
             if seen.size > watermark and not torn:
-                behind.append((client, seen, watermark))
+                since_s = self._waits.since(seen, watermark)
+                oldest_s[client] = min(since_s, oldest_s.get(client, since_s))
         self._name(lag_bytes)
         now_s = self._clock.wall()
-        lag_s = dict.fromkeys(lag_bytes, 0.0)
-        since = self._waits.scanned((seen, watermark) for _, seen, watermark in behind)
-        for (client, _, _), since_s in zip(behind, since, strict=True):
-            lag_s[client] = max(lag_s[client], now_s - since_s)
+        lag_s = {client: max(0.0, now_s - oldest_s.get(client, now_s)) for client in lag_bytes}
         self._export(lag_bytes, lag_s)
         return sum(lag_bytes.values())
 

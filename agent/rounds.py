@@ -11,6 +11,7 @@ from pathlib import Path
 from agent.clock import Clock, wait_event
 from agent.core.discovery import Looking, Scan
 from agent.intake import Intake
+from agent.memory import give_back
 from agent.telemetry import event
 from agent.watcher import Problem, Watcher
 
@@ -64,6 +65,7 @@ class Rounds:
             self._watcher.start(asyncio.get_running_loop())
             began_s = self._clock.monotonic()
             self._watch(await self.scan())  # not kept: with many files it is large
+            await asyncio.get_running_loop().run_in_executor(self._executor, give_back)
             problem = self._watcher.problem
             pause_s = self._interval_s if problem is None else min(self._interval_s, SCAN_BLIND_S)
             self._say(problem, pause_s)

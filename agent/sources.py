@@ -6,6 +6,7 @@ Everything here runs in the worker thread, where blocking is allowed. ``adoption
 
 from collections import deque
 from collections.abc import Callable, Container, Iterator
+from itertools import chain
 
 from agent.adoption import Adoption
 from agent.clients import Clients, Known
@@ -325,13 +326,16 @@ class Sources:
         files.labels("active").set(len(self.opened))
         files.labels("idle").set(len(self._met.by_key) - len(self.opened))
         files.labels("unreadable").set(self.refusals.count)
-        self._metrics.lag_bytes.set(self.clients.scanned([*self._known(), *self._unopened(waited)]))
+        self._metrics.lag_bytes.set(
+            self.clients.scanned(chain(self._known(), self._unopened(waited)))
+        )
 
     def _known(self) -> Iterator[Known]:
         for followed in self._met.files():
-            if followed.seen is not None:
-                row, torn = followed.latest(), self._ends_torn(followed)
-                yield Known(row.client, followed.seen, row.watermark, torn)
+            seen, row = followed.seen, followed.latest()
+            if seen is not None:
+                torn = seen.size > row.watermark and self._ends_torn(followed)
+                yield Known(row.client, seen, row.watermark, torn)
 
     def _unopened(self, waited: Container[FileKey]) -> Iterator[Known]:
         """Yield files that nobody opened from one scan to the next: Kafka was never there, or as

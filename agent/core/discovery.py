@@ -168,7 +168,7 @@ Ended = tuple[int, int]
 Why = Literal["new", "grown", "shrunk", "touched", "renamed"]
 
 
-class Found(Struct, frozen=True):
+class Found(Struct, frozen=True, gc=False):
     """A file to open, and what made it worth it.
 
     ``shrunk`` and ``touched`` (another mtime, the same size) are suspicions of truncation or

@@ -6,8 +6,7 @@ which met it. A file keeps few such marks; where it would need more, neighbours 
 line may then seem older than it is, at most as old as the one it is joined with.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from msgspec import Struct
 
 from agent.core.discovery import FileKey, Seen
 
@@ -15,7 +14,7 @@ MARKS_MAX = 8
 """Of one file; only one that grows while it is behind for many scans needs them."""
 
 
-class _Mark(NamedTuple):
+class _Mark(Struct, frozen=True, gc=False):
     """All below ``size`` was on disk at ``at_s``."""
 
     size: int
@@ -26,30 +25,28 @@ class Waits:
     """Remembers files that are behind, from one scan to the next."""
 
     def __init__(self) -> None:
-        self._marks: dict[FileKey, list[_Mark]] = {}
+        self._before: dict[FileKey, tuple[_Mark, ...]] = {}
+        self._marks: dict[FileKey, tuple[_Mark, ...]] = {}
 
-    def scanned(self, behind: Iterable[tuple[Seen, int]]) -> list[float]:
-        """Return, for each file and its watermark, since when its oldest line waits: an epoch.
+    def begin(self) -> None:
+        """Note another scan. Files that were not behind in the one before are forgotten."""
+        self._before, self._marks = self._marks, {}
 
-        Files that are not among ``behind`` any more are forgotten.
-        """
-        before, self._marks = self._marks, {}
-        since = []
-        for seen, watermark in behind:
-            marks = _marked(before.get(seen.key, []), seen, watermark)
-            self._marks[seen.key] = marks
-            since.append(marks[0].at_s)
-        return since
+    def since(self, seen: Seen, watermark: int) -> float:
+        """Return since when the oldest line of a file waits that is behind: an epoch."""
+        key = seen.key
+        marks = self._marks[key] = _marked(self._before.pop(key, ()), seen, watermark)
+        return marks[0].at_s
 
 
-def _marked(marks: list[_Mark], seen: Seen, watermark: int) -> list[_Mark]:
+def _marked(marks: tuple[_Mark, ...], seen: Seen, watermark: int) -> tuple[_Mark, ...]:
     if marks and seen.size < marks[-1].size:  # truncated: what waited then is gone
-        marks = []
-    marks = [mark for mark in marks if mark.size > watermark]
+        marks = ()
+    marks = tuple(mark for mark in marks if mark.size > watermark)
     if not marks or seen.size > marks[-1].size:
-        marks.append(_Mark(seen.size, seen.mtime_ns / 1e9))
+        marks = (*marks, _Mark(seen.size, seen.mtime_ns / 1e9))
     if len(marks) > MARKS_MAX:
-        newest = marks.pop()
-        pairs = zip(marks[::2], marks[1::2], strict=True)
-        marks = [*(_Mark(more.size, less.at_s) for less, more in pairs), newest]
+        *older, newest = marks
+        pairs = zip(older[::2], older[1::2], strict=True)
+        marks = (*(_Mark(more.size, less.at_s) for less, more in pairs), newest)
     return marks
