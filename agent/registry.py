@@ -133,9 +133,10 @@ class Registry:
         change = compare(before, examine(before, before.birth, file.size(), file.pread))
         if change.cause != "same":
             return followed, self.supersede(followed, change, file)
-        is_copy = followed.birth != before.birth
-        gone_at = before.gone_at if is_copy else None
-        return followed, replace(before, path=seen.path, gone_at=gone_at)
+        gone_at = before.gone_at if followed.birth != before.birth else None  # of a copy's original
+        if (before.path, before.gone_at) != (seen.path, gone_at):
+            before = replace(before, path=seen.path, gone_at=gone_at)
+        return followed, before  # mostly the very row that the index has: another costs as much
 
     def get(self, birth: Birth) -> Followed | None:
         return self._by_birth.get(birth)

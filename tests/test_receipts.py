@@ -158,11 +158,12 @@ async def test_a_disk_that_hangs_holds_no_stop_up(
     released.set()
 
 
+@pytest.mark.parametrize(("bound", "of"), [("WINDOWS_MAX", 8), ("LIVES_MAX", 4)])
 async def test_files_in_crowds_are_written_before_their_time(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, of: int
 ) -> None:
-    """Memory is for so many of them: half of that is written at once."""
-    monkeypatch.setattr(receipts, "WINDOWS_MAX", 8)
+    """Memory is for so many of them: half of the windows, or all of the files, are written."""
+    monkeypatch.setattr(receipts, bound, of)
     kept = make(write_s=3600.0)
     running = asyncio.create_task(kept.run())
     await asyncio.sleep(0)

@@ -54,6 +54,11 @@ class Tally:
         """Windows by now."""
         self.dropped = 0
 
+    @property
+    def lives(self) -> int:
+        """Return of how many generations there are some."""
+        return len(self._open)
+
     def acked(self, places: Iterable[Place], topic: str, partition: int, window: Window) -> None:
         """Note that the records of a batch with lines of ``places`` are in a partition."""
         for place in places:
