@@ -1,6 +1,6 @@
 """Whose copy an unknown file is: where reading goes on after copy-truncate. Pure."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from heapq import nsmallest
 from typing import Literal
@@ -28,6 +28,8 @@ WAIT_S = 300.0
 """Longest wait for the original of a possible copy to be truncated; then it is read in full."""
 SLACK_NS = 2_000_000_000
 """Birth times come from the kernel's coarse clock and ``gone_at`` from ours."""
+KINDS = 512
+"""Of names, by their hash: a look-up need not try what only files of other names begin with."""
 
 
 class Sighting(Struct, frozen=True):
@@ -145,14 +147,14 @@ class Index:
 
     A copy stays with its client, is named after its original (``feedback.jsonl`` ->
     ``feedback.jsonl.1``, ``feedback-20260101.jsonl``), was born after it and before it was gone,
-    and begins with the same bytes. A look-up costs one digest for each length of fingerprint in
-    use, however many tombstones there are.
+    and begins with the same bytes. A look-up costs one digest for each length of fingerprint that
+    is in use among files of its kind of name, however many tombstones there are.
     """
 
     def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
         # By fingerprint. One row mostly stands for itself: every known file pays for what is here.
         self._buckets: dict[bytes, Checkpoint | dict[Checkpoint, int]] = {}
-        self._lengths: defaultdict[int, int] = defaultdict(int)
+        self._lengths: defaultdict[int, Counter[int]] = defaultdict(Counter)  # by kind of name
         self._rows: dict[Hashable, Checkpoint | tuple[Checkpoint, ...]] = {}  # as above
         for checkpoint in checkpoints:
             self.put(checkpoint, checkpoint)
@@ -186,10 +188,10 @@ class Index:
             if isinstance(bucket, Checkpoint):
                 bucket = self._buckets[key] = {bucket: 1}
             bucket[row] = bucket.get(row, 0) + 1  # of its owners
-        self._lengths[fingerprint_range(row.watermark).end] += 1
+        self._lengths[_kind(row.client, _stem(row.path))][_length(row)] += 1
 
     def _discard(self, row: Checkpoint) -> None:
-        key, length = row.fingerprint, fingerprint_range(row.watermark).end
+        key, kind, length = row.fingerprint, _kind(row.client, _stem(row.path)), _length(row)
         bucket = self._buckets[key]
         if isinstance(bucket, Checkpoint):
             del self._buckets[key]
@@ -199,17 +201,22 @@ class Index:
                 del bucket[row]
             if not bucket:
                 del self._buckets[key]
-        self._lengths[length] -= 1
-        if not self._lengths[length]:
-            del self._lengths[length]
+        lengths = self._lengths[kind]
+        lengths[length] -= 1
+        if not lengths[length]:
+            del lengths[length]
+        if not lengths:
+            del self._lengths[kind]
 
     def alike(self, sighting: Sighting, prefix: bytes) -> list[Checkpoint]:
         """Return at most ``CANDIDATES_MAX`` sources that ``sighting`` may be a copy of.
 
         ``prefix`` is its first ``min(1024, size)`` bytes.
         """
-        prints = [digest(prefix[:n]) for n in self._lengths if n <= len(prefix)]
         stems = {*_stems(sighting.path)}
+        kinds = {_kind(sighting.client, stem) for stem in stems}
+        lengths = {n for kind in kinds for n in self._lengths.get(kind, ()) if n <= len(prefix)}
+        prints = [digest(prefix[:n]) for n in sorted(lengths)]
         found = (
             checkpoint
             for fingerprint in prints
@@ -240,6 +247,14 @@ def _plausible(before: Checkpoint, birth: Birth) -> bool:
     return not too_old and (
         before.gone_at is None or birth.born_ns <= before.gone_at * 1e9 + SLACK_NS
     )
+
+
+def _length(row: Checkpoint) -> int:
+    return fingerprint_range(row.watermark).end
+
+
+def _kind(client: str, stem: str) -> int:
+    return hash((client, stem)) % KINDS
 
 
 def _stem(path: str) -> str:
