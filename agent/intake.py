@@ -1,5 +1,7 @@
 """The reading side: one turn after another in the worker thread, as long as there is room.
 
+A turn reads a few chunks: to hand over to the other thread costs as much as dozens of lines.
+
 The worker thread owns sources, cursors and open batches; the event loop owns ledgers, outlets and
 checkpoints. A turn is where they meet: the loop asks for one, takes over what it made, and sends
 the sealed batches off while the worker is already in the next.
@@ -16,10 +18,12 @@ from agent.clock import wait_event
 from agent.core.batch import Pace
 from agent.core.discovery import Scan, Sightings
 from agent.core.ledger import Chunk
-from agent.core.quota import InFlight
+from agent.core.lines import Piece
+from agent.core.quota import NO_ROOM, InFlight, Room
 from agent.core.seam import Mode
+from agent.core.tracing import ChunkSpan
 from agent.errors import AgentError
-from agent.harvester import Harvester, Truncated
+from agent.harvester import Followed, Harvester, Truncated
 from agent.registry import Changes
 from agent.sources import Sources
 from agent.spooler import Replayed, Spooler
@@ -29,6 +33,11 @@ IDLE_S = 60.0
 
 REST_MAX_S = 0.05
 """So long a file may grow unread, and the kernel's queue of hints, which has 16,384 of them."""
+
+BYTES_A_TURN = 1 << 20
+"""Some ten milliseconds of reading: so long what was sealed may wait to be sent."""
+READ_BYTES = BYTES_A_TURN // 64
+"""What a read counts for besides the bytes that it found."""
 
 FINISH_LOOK_S = 0.05
 """How long a stop waits at a time for room, or for a descriptor."""
@@ -40,22 +49,24 @@ class Orders(NamedTuple):
     """What the loop asks of one turn.
 
     Args:
-        read: Whether a file may be read.
+        room: How much may be read.
         direct: For the events and for the dead letters: whether lines go straight to Kafka.
         replayed: What is to be replayed, likewise.
     """
 
-    read: bool
+    room: Room
     direct: tuple[bool, bool]
     replayed: tuple[list[Replayed], list[Replayed]]
 
 
 class Turn(NamedTuple):
-    """What one turn in the worker made. ``wait_s`` is 0.0 while there is more to read; what is read
-    within ``rest_s`` would not leave earlier."""
+    """What one turn in the worker made: chunks, in the order in which they were read, and whose.
 
-    harvester: Harvester | None
-    chunk: Chunk | None
+    ``wait_s`` is 0.0 while there is more to read; what is read within ``rest_s`` would not leave
+    earlier.
+    """
+
+    chunks: list[tuple[Harvester, Chunk]]
     sealed: Sealed
     changes: Changes
     wait_s: float
@@ -63,7 +74,7 @@ class Turn(NamedTuple):
 
 
 class Worker:
-    """What happens in the worker thread: pick a file, read a chunk of it, seal what is due."""
+    """What happens in the worker thread: pick files, read a chunk of each, seal what is due."""
 
     def __init__(self, sources: Sources, chunker: Chunker, pace: Pace) -> None:
         self.sources = sources
@@ -72,35 +83,63 @@ class Worker:
         self.streams = chunker.events, chunker.dead_letters
 
     def turn(self, orders: Orders) -> Turn:
-        """Take what is replayed; read a chunk of the next file that is ready; seal what is due."""
+        """Take what is replayed; read of the files that are ready; seal what is due."""
         sources, chunker, now_s = self.sources, self.chunker, self.chunker.now_s()
-        chunk: Chunk | None = None
-        harvester: Harvester | None = None
         for stream, direct, rows in zip(self.streams, orders.direct, orders.replayed, strict=True):
             stream.steer(direct=direct)
             if rows:
                 chunker.refill(stream, rows)
-        followed = sources.next() if orders.read else None
-        if followed is not None and followed.harvester is not None:
-            harvester = followed.harvester
-            span = chunker.traced()
-            piece = sources.read(followed)
-            if isinstance(piece, Truncated):
-                sources.truncated(followed)
-            elif piece is not None:
-                chunk = chunker.fill(harvester, piece, span)
-                sources.clients.read(harvester.base.client, chunk.lines)
-            made = (0, 0) if chunk is None else (chunk.rejected, chunk.lines)
-            sources.turns.charge(followed, harvester.read_bytes, *made)
-            self.pace.behind = harvester.more
-            if harvester.more:
-                sources.again(followed)
-        ready_in_s = sources.wait_s(IDLE_S) if orders.read else IDLE_S
+        chunks = self._chunks(orders.room)
+        ready_in_s = IDLE_S if orders.room.full else sources.wait_s(IDLE_S)
         sealed = chunker.seal_due(now_s, quiet=ready_in_s > 0 and not any(orders.replayed))
         changes = sources.registry.take()
         wait_s = min(chunker.due_in_s(IDLE_S), ready_in_s)
         rest_s = min(chunker.rest_in_s(), wait_s, REST_MAX_S)
-        return Turn(harvester, chunk, sealed, changes, wait_s, rest_s)
+        return Turn(chunks, sealed, changes, wait_s, rest_s)
+
+    def _chunks(self, room: Room) -> list[tuple[Harvester, Chunk]]:
+        """Read one file after the other, as long as there is ``room`` and for no long time."""
+        chunks: list[tuple[Harvester, Chunk]] = []
+        readers: set[Harvester] = set()
+        left_bytes = BYTES_A_TURN
+        followed = None if room.full else self.sources.next()
+        while followed is not None and (reader := followed.harvester) is not None:
+            span = self.chunker.traced()
+            piece = self.sources.read(followed)
+            if isinstance(piece, Truncated) and reader in readers:
+                # The ledger must know of all that was read before its generation ends.
+                self.sources.again(followed)
+                break
+            chunk = self._chunk(followed, reader, piece, span)
+            if chunk is not None:
+                chunks.append((reader, chunk))
+                room = room.without(chunk)
+            readers.add(reader)
+            left_bytes -= reader.read_bytes + READ_BYTES
+            followed = None if room.full or left_bytes <= 0 else self.sources.another()
+        if readers:
+            self.pace.behind = any(reader.more for reader in readers)
+        return chunks
+
+    def _chunk(
+        self,
+        followed: Followed,
+        reader: Harvester,
+        piece: Piece | Truncated | None,
+        span: ChunkSpan | None,
+    ) -> Chunk | None:
+        """Make records of what ``reader`` read, if that were lines, and give it another turn."""
+        sources, client, chunk = self.sources, reader.base.client, None
+        if isinstance(piece, Truncated):
+            sources.truncated(followed)
+        elif piece is not None:
+            chunk = self.chunker.fill(reader, piece, span)
+            sources.clients.read(client, chunk.lines)
+        made = (0, 0) if chunk is None else (chunk.rejected, chunk.lines)
+        sources.turns.charge(followed, reader.read_bytes, *made)
+        if reader.more:
+            sources.again(followed)
+        return chunk
 
 
 class InWorker(Protocol):
@@ -263,7 +302,8 @@ class Intake:
             await self.seal()  # what takes up the room must not wait for company
             self._checkpointer.hurry()
             return None
-        turn = await self._turn(Orders(read, direct, replayed))
+        room = self._in_flight.room if read else NO_ROOM
+        turn = await self._turn(Orders(room, direct, replayed))
         return turn._replace(wait_s=0.0) if any(replayed) else turn  # there may be more of it
 
     async def _once(self, wait_max_s: float = IDLE_S) -> Turn | None:
@@ -297,9 +337,8 @@ class Intake:
             turn = await self._in_worker(lambda: self._worker.turn(orders))
             for way, rows in zip(self._ways, orders.replayed, strict=True):
                 way.reserve(rows)
-            if turn.chunk is not None:
-                assert turn.harvester is not None
-                self._checkpointer.reserve(turn.harvester, turn.chunk)
+            for harvester, chunk in turn.chunks:
+                self._checkpointer.reserve(harvester, chunk)
             await self._take_over(turn.changes)
         self._admit(turn.sealed)
         return turn

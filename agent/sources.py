@@ -162,6 +162,11 @@ class Sources:
         self._open()
         return self.opened.take()
 
+    def another(self) -> Followed | None:
+        """Return the one after that, of those that are open. None is closed for it: what was read
+        since ``next`` is in no ledger yet, and would be read again."""
+        return self.opened.take()
+
     def _open(self) -> None:
         """Open a few of those that wait, one of each client in turn, as far as there is room."""
         self._openings.go_on()

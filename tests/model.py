@@ -59,6 +59,7 @@ PARTITIONS = 6
 EVENTS_MAX = 24
 CHUNK_BYTES = 200  # two lines: several chunks of a file are in flight at once
 CHUNK_LINES_MAX = CHUNK_BYTES // 15
+BYTES_A_TURN = 2 * CHUNK_BYTES  # a chunk or two, or a few reads that find less
 READ_RECORDS = 6
 ROWS_MAX = 8
 """Of what is replayed, in flight at once: less than of lines, so that it is reached."""
@@ -465,9 +466,8 @@ class Node:
             if id(harvester) not in self.harvesters:
                 self.harvesters[id(harvester)] = harvester
                 self.world.disk.opened(harvester)
-        if isinstance(made, Turn) and made.chunk is not None:
-            assert made.harvester is not None
-            self.world.note(made.harvester, made.chunk.start, made.chunk.end)
+        for harvester, chunk in made.chunks if isinstance(made, Turn) else ():
+            self.world.note(harvester, chunk.start, chunk.end)
         await self.world.pause()
         return made
 
@@ -903,6 +903,8 @@ class Program:
     def run(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
+            patch.setattr("agent.intake.BYTES_A_TURN", BYTES_A_TURN)
+            patch.setattr("agent.intake.READ_BYTES", CHUNK_BYTES // 4)
             patch.setattr("agent.spooler.READ_RECORDS", READ_RECORDS)
             patch.setattr("agent.core.delivery.STALE_S", STALE_S)
             try:

@@ -4,12 +4,18 @@ import math
 
 import pytest
 
+from agent.core.ledger import Chunk
+from agent.core.lines import Piece
+from agent.core.policy import MIB
+from agent.core.quota import Room
 from agent.core.seam import Mode
+from agent.core.tracing import ChunkSpan
 from agent.intake import Orders
+from agent.rejects import Source
 from tests.fakes import FakeTopic
 from tests.model import CHUNK_BYTES, EVENTS_MAX, World
 
-TO_TAIL = Orders(read=True, direct=(False, True), replayed=([], []))
+TO_TAIL = Orders(room=Room(EVENTS_MAX, MIB), direct=(False, True), replayed=([], []))
 
 
 @pytest.fixture
@@ -69,6 +75,7 @@ def test_reading_waits_for_room_and_goes_on(world: World, monkeypatch: pytest.Mo
     stopped_at = len(world.read)
     assert EVENTS_MAX <= stopped_at < 3 * EVENTS_MAX
     assert stopped_at == node.in_flight.events
+    node.check_bounds()
 
     for _ in range(20):
         world.clock.advance(1.0)
@@ -77,6 +84,61 @@ def test_reading_waits_for_room_and_goes_on(world: World, monkeypatch: pytest.Mo
             turn(world)
 
     assert 3 * EVENTS_MAX == len(world.read)
+    world.settle_everything()
+    assert 0 == node.in_flight.events
+
+
+def test_one_turn_reads_of_each_file_that_is_ready(world: World) -> None:
+    """A hand-over between the threads costs as much as dozens of lines: of many files that get a
+    line now and then, each would pay for its own."""
+    for name in "ab":
+        world.disk.append(f"acme/{name}.jsonl", 1)
+    world.node.sources.apply(world.disk.scan())
+
+    assert turn(world)
+
+    assert 2 == len(world.read)
+
+
+def test_a_turn_ends_after_some_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sealed leaves at its end, and whoever waits for the worker is next."""
+    monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr("agent.intake.BYTES_A_TURN", 1)
+    world.disk.append("acme/a.jsonl", EVENTS_MAX)
+    world.node.sources.apply(world.disk.scan())
+
+    assert turn(world)
+
+    assert 0 < len(world.read) < EVENTS_MAX // 2
+    assert world.node.pace.behind
+
+
+def test_a_file_that_is_truncated_between_two_reads_of_a_turn_loses_nothing_that_was_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ledger knows of the first read only after the turn: until then its generation lives."""
+    monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(world, "note", lambda *_: None)  # the disk has the lines no more
+    node, path = world.node, "acme/a.jsonl"
+    world.disk.append(path, EVENTS_MAX // 2)
+    node.sources.apply(world.disk.scan())
+    fill = node.worker.chunker.fill
+
+    def once_truncated(source: Source, piece: Piece, span: ChunkSpan | None = None) -> Chunk:
+        if not world.disk.files[path].epoch:
+            world.disk.truncate(path)
+            world.disk.append(path, 1)
+        return fill(source, piece, span)
+
+    monkeypatch.setattr(node.worker.chunker, "fill", once_truncated)
+
+    assert turn(world)
+    of_the_first = node.in_flight.events
+    assert turn(world)
+
+    assert 0 < of_the_first < EVENTS_MAX // 2
+    assert of_the_first + 1 == node.in_flight.events
+    assert {0, 1} == {h.base.generation for h in node.harvesters.values()}
     world.settle_everything()
     assert 0 == node.in_flight.events
 

@@ -2,10 +2,12 @@
 
 import pytest
 
+from agent.core.policy import MIB
+from agent.core.quota import Room
 from agent.intake import Orders
-from tests.model import Inode, OpenFile, World
+from tests.model import EVENTS_MAX, Inode, OpenFile, World
 
-ORDERS = Orders(read=True, direct=(True, True), replayed=([], []))
+ORDERS = Orders(room=Room(EVENTS_MAX, MIB), direct=(True, True), replayed=([], []))
 
 
 @pytest.fixture

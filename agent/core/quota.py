@@ -1,5 +1,7 @@
 """How much may be under way at once, and how much a second. Pure: the caller asks, then acts."""
 
+from typing import NamedTuple
+
 from agent.core.breaker import Monotonic
 from agent.core.ledger import Chunk
 from agent.core.policy import ClientQuotaPolicy, InFlightPolicy
@@ -10,6 +12,23 @@ BUCKETS_KEPT = 1024
 
 TOGETHER_BURST_S = 0.1
 """How many seconds' worth all clients together may have at once; one read overshoots anyway."""
+
+
+class Room(NamedTuple):
+    """How much may be read. One chunk may overshoot; it is bounded itself."""
+
+    events: int
+    bytes: int
+
+    @property
+    def full(self) -> bool:
+        return self.events <= 0 or self.bytes <= 0
+
+    def without(self, chunk: Chunk) -> "Room":
+        return Room(self.events - chunk.lines, self.bytes - chunk.bytes)
+
+
+NO_ROOM = Room(0, 0)
 
 
 class InFlight:
@@ -35,9 +54,12 @@ class InFlight:
         assert self.bytes >= 0, "more was stored than was read"
 
     @property
+    def room(self) -> Room:
+        return Room(self._policy.events_max - self.events, self._policy.bytes_max - self.bytes)
+
+    @property
     def full(self) -> bool:
-        """Return whether reading must wait. One chunk may overshoot; it is bounded itself."""
-        return self.use >= 1.0
+        return self.room.full
 
     @property
     def use(self) -> float:
