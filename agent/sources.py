@@ -77,6 +77,7 @@ class Sources:
             put_by=self._openings.put_by,
         )
         self._start_at_end = start_at_end
+        self._no_room = False  # for any of those that the last look could have opened
         self._scanned = False
         self._metrics = metrics
         self._note = note
@@ -171,7 +172,8 @@ class Sources:
         """Open a few of those that wait, one of each client in turn, as far as there is room."""
         self._openings.go_on()
         refused: int | None = None  # so many open files, or more, were too many for another one
-        for _ in range(min(len(self._openings), OPENINGS_A_TURN)):
+        looks, put_back = min(len(self._openings), OPENINGS_A_TURN), 0
+        for _ in range(looks):
             found = self._openings.take()
             client = found.seen.client
             if found.why == "new" and self.registry.strangers.resting(found.seen):
@@ -184,12 +186,14 @@ class Sources:
                     if not slowed:
                         refused = held if refused is None else min(held, refused)
                     self._openings.untake(found)
+                    put_back += 1
                     continue
             self._adoption.wake(found.seen)
             followed = self._met.by_key.get(found.seen.key)
             if followed is not None and followed.harvester is not None:
                 self._openings.opened(followed)
         self._openings.go_on()
+        self._no_room = 0 < looks == put_back
 
     def read(self, followed: Followed) -> Piece | Truncated | None:
         """Read once; a disk that fails is said once, and tried again after the next scan."""
@@ -276,8 +280,8 @@ class Sources:
 
     @property
     def waiting(self) -> bool:
-        """Return whether all there is to do is to open files for which there is no room."""
-        return self.opened.full and not (self._hints or self.turns.ready)
+        """Return whether all there is to do is to open files for which there was no room."""
+        return self._no_room and not (self._hints or self.turns.ready)
 
     def _hinted(self, path: str | None) -> None:
         if path is None:

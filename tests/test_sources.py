@@ -107,6 +107,24 @@ def test_without_room_for_another_file_there_is_nothing_to_do_but_wait(world: Wo
     assert world.node.worker.turn(ORDERS).wait_s > 0
 
 
+def test_while_files_are_closed_for_others_nobody_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More files than descriptors, and a few are opened in each turn: to wait after each would make
+    ten thousand files take a quarter of a minute."""
+    monkeypatch.setattr("agent.sources.OPENINGS_A_TURN", 1)
+    for n in range(4):
+        world.disk.append(f"acme/{n}.jsonl", 1)
+    read_everything_that_fits(world)
+    assert world.node.sources.waiting
+    world.settle_everything()
+
+    turn(world)
+
+    assert 3 == len(world.read)
+    assert not world.node.sources.waiting, "there was room, there may be more"
+
+
 def test_a_stop_reads_to_where_files_end_and_chases_nobody(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
