@@ -22,7 +22,7 @@ from agent.control import Control
 from agent.core.batch import Batch
 from agent.core.quota import InFlight
 from agent.heartbeat import Heartbeat
-from agent.intake import Intake, Worker
+from agent.intake import Intake
 from agent.lately import Lately
 from agent.receipts import Receipts
 from agent.reloading import Reloading, Watched
@@ -34,6 +34,7 @@ from agent.spooler import Spooler
 from agent.status_page import History
 from agent.store import Store
 from agent.telemetry import Metrics
+from agent.worker import Worker
 
 T = TypeVar("T")
 

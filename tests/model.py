@@ -44,7 +44,7 @@ from agent.core.quota import InFlight
 from agent.core.record import RecordPolicy
 from agent.core.seam import TAIL_SHARE, Mode
 from agent.harvester import Harvester
-from agent.intake import Intake, Turn, Worker
+from agent.intake import Intake
 from agent.opener import Descriptor, Refused
 from agent.queue import Limits, Queue
 from agent.registry import Registry
@@ -52,6 +52,7 @@ from agent.sink import Outlet
 from agent.sources import Sources
 from agent.spooler import Spooler, SpoolRules
 from agent.telemetry import SINKS, Metrics
+from agent.worker import Turn, Worker
 from tests.fakes import FakeClock, FakeTopic, InlineExecutor, no_deletion, unlimited_turns
 from tests.tracing import Traced
 
@@ -903,8 +904,8 @@ class Program:
     def run(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
-            patch.setattr("agent.intake.BYTES_A_TURN", BYTES_A_TURN)
-            patch.setattr("agent.intake.READ_BYTES", CHUNK_BYTES // 4)
+            patch.setattr("agent.worker.BYTES_A_TURN", BYTES_A_TURN)
+            patch.setattr("agent.worker.READ_BYTES", CHUNK_BYTES // 4)
             patch.setattr("agent.spooler.READ_RECORDS", READ_RECORDS)
             patch.setattr("agent.core.delivery.STALE_S", STALE_S)
             try:

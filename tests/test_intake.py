@@ -10,8 +10,8 @@ from agent.core.policy import MIB
 from agent.core.quota import Room
 from agent.core.seam import Mode
 from agent.core.tracing import ChunkSpan
-from agent.intake import Orders
 from agent.rejects import Source
+from agent.worker import Orders
 from tests.fakes import FakeTopic
 from tests.model import CHUNK_BYTES, EVENTS_MAX, World
 
@@ -103,7 +103,7 @@ def test_one_turn_reads_of_each_file_that_is_ready(world: World) -> None:
 def test_a_turn_ends_after_some_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sealed leaves at its end, and whoever waits for the worker is next."""
     monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
-    monkeypatch.setattr("agent.intake.BYTES_A_TURN", 1)
+    monkeypatch.setattr("agent.worker.BYTES_A_TURN", 1)
     world.disk.append("acme/a.jsonl", EVENTS_MAX)
     world.node.sources.apply(world.disk.scan())
 

@@ -4,7 +4,7 @@ import pytest
 
 from agent.core.policy import MIB
 from agent.core.quota import Room
-from agent.intake import Orders
+from agent.worker import Orders
 from tests.model import EVENTS_MAX, Inode, OpenFile, World
 
 ORDERS = Orders(room=Room(EVENTS_MAX, MIB), direct=(True, True), replayed=([], []))
