@@ -65,10 +65,10 @@ class Rounds:
             self._watcher.start(asyncio.get_running_loop())
             began_s = self._clock.monotonic()
             self._watch(await self.scan())  # not kept: with many files it is large
-            await asyncio.get_running_loop().run_in_executor(self._executor, give_back)
             problem = self._watcher.problem
             pause_s = self._interval_s if problem is None else min(self._interval_s, SCAN_BLIND_S)
             self._say(problem, pause_s)
+            await asyncio.get_running_loop().run_in_executor(self._executor, give_back)
             await self._clock.sleep(
                 max(SCAN_GAP_S, SCAN_REST * (self._clock.monotonic() - began_s))
             )
