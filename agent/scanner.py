@@ -25,6 +25,7 @@ from agent.core.discovery import (
     Skipped,
     SkipReason,
     client_of,
+    file_key,
 )
 
 CLIENT_NOTED_MAX = 20
@@ -230,7 +231,8 @@ class _Walk:
             return "not_regular"
         if status.st_dev != self._device:
             return "other_device"
-        seen = Seen(path, client, status.st_ino, self._device, status.st_size, status.st_mtime_ns)
+        key = file_key(self._device, status.st_ino)
+        seen = Seen(path, client, key, status.st_size, status.st_mtime_ns)
         return None if self._admission.offer(seen) else "old"
 
     def _skip(self, path: str, client: str, reason: SkipReason) -> None:

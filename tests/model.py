@@ -28,7 +28,7 @@ from agent.chunk import Chunker, ChunkPolicy
 from agent.core.batch import Batch, Pace
 from agent.core.breaker import Breaker
 from agent.core.delivery import Action, Close, Connect, Delivery, Phase, Refuse, Send
-from agent.core.discovery import Scan, Seen
+from agent.core.discovery import Scan, Seen, file_key
 from agent.core.identity import Birth, Checkpoint
 from agent.core.ledger import Row
 from agent.core.partition import crc32_partition
@@ -597,7 +597,7 @@ class Disk:
 
     def scan(self) -> Scan:
         seen = tuple(
-            Seen(path, path.split("/")[0], i.birth.inode, 1, len(i.content), i.changes)
+            Seen(path, path.split("/")[0], file_key(1, i.birth.inode), len(i.content), i.changes)
             for path, i in self.files.items()
         )
         return Scan(files=seen)

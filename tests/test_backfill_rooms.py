@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from agent.clock import SystemClock
 from agent.config.sections import Source
-from agent.core.discovery import Seen
+from agent.core.discovery import Seen, file_key
 from agent.core.identity import Checkpoint
 from agent.core.policy import ClientQuotaPolicy
 from agent.core.quota import ClientLimits
@@ -200,7 +200,9 @@ def judged(path: Path, known: Known) -> tuple[Checkpoint, str]:
     made = Origins(known, client=None, clock=SystemClock())  # births are of the real one
     with Descriptor(os.open(path, os.O_RDONLY)) as file:
         status = path.stat()
-        seen = Seen(path.name, "checkout", status.st_ino, status.st_dev, status.st_size, 0)
+        seen = Seen(
+            path.name, "checkout", file_key(status.st_dev, status.st_ino), status.st_size, 0
+        )
         row = made.of(file, seen)
     return row, made.kinds[seen.key]
 

@@ -37,7 +37,7 @@ class World:
 
 def one(client: str, size: int, *, mtime_s: int = 0, torn: bool = False) -> Known:
     inode = zlib.crc32(client.encode())
-    seen = Seen(f"{client}/a.jsonl", client, inode, 1, size, mtime_s * 10**9)
+    seen = Seen(f"{client}/a.jsonl", client, inode, size, mtime_s * 10**9)
     return Known(client, seen, 0, torn)
 
 

@@ -83,7 +83,7 @@ def test_only_what_is_settled_to_its_end_and_old_enough_is_deletable(
             "anchor": type(row.anchor)(watermark, b""),
         }
     )
-    seen = Seen("acme/a.jsonl.1", "acme", 1, 1, size, int((1e9 - age_s) * 1e9))
+    seen = Seen("acme/a.jsonl.1", "acme", 1, size, int((1e9 - age_s) * 1e9))
 
     may = deletable(seen, row, INCLUDE, wall_s=1e9, after_s=after_s)
 

@@ -257,7 +257,7 @@ class Frozen:
 
 def test_a_file_from_the_future_is_a_wrong_clock() -> None:
     def written(at_s: float) -> tuple[Seen, ...]:
-        return (Seen("a", "acme", 1, 1, 10, int(at_s * 1e9)),)
+        return (Seen("a", "acme", 1, 10, int(at_s * 1e9)),)
 
     ahead = node.clock_files(Path("/"), written(NOW_S + 90), NOW_S)
 

@@ -23,7 +23,7 @@ def refusals(metrics: Metrics) -> Refusals:
 
 
 def seen(path: str) -> Seen:
-    return Seen(path, "acme", 1, 1, 10, 0)
+    return Seen(path, "acme", 1, 10, 0)
 
 
 def count(metrics: Metrics, reason: str) -> float:

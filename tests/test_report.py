@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from agent.core.discovery import Seen
+from agent.core.discovery import Seen, file_key
 from agent.harvester import Followed, first_generation
 from agent.opener import Descriptor
 from agent.report import _file
@@ -18,7 +18,7 @@ def said(path: Path, *, packed: bool) -> dict[str, Any]:
     with Descriptor(os.open(path, os.O_RDONLY)) as file:
         birth = content_birth(file.birth) if packed else file.birth
     followed = Followed(birth, first_generation(birth, path.name, "acme"))
-    followed.seen = Seen(path.name, "acme", birth.inode, birth.device, 100, 0)
+    followed.seen = Seen(path.name, "acme", file_key(birth.device, birth.inode), 100, 0)
     reader = SimpleNamespace(ledger=SimpleNamespace(watermark=30), seen_to=250)
     followed.harvester = cast(Any, reader)
     return _file(followed)

@@ -52,6 +52,23 @@ def test_a_client_with_many_files_gets_no_more_than_one_with_one() -> None:
     assert (20, 20) == (taken.count("many"), taken.count("one"))
 
 
+def test_an_open_file_is_idle_from_its_turn_until_it_is_given_another() -> None:
+    """Whose turn is longest ago comes first, and one that was closed is not among them."""
+    turns = turns_of(FakeClock())
+    files = [file_of("a", n) for n in range(4)]
+    for followed in files:
+        turns.begin(followed, CHUNK)
+    assert [] == turns.idle()
+
+    taken = [turns.take() for _ in files]
+    assert taken == turns.idle()
+    turns.add(files[0])
+    turns.end(files[2])
+    assert [files[1], files[3]] == turns.idle()
+    turns.take()
+    assert [files[1], files[3], files[0]] == turns.idle()
+
+
 def test_a_client_with_long_reads_gets_no_more_than_one_with_short_ones() -> None:
     turns = turns_of(FakeClock())
     sizes = {file_of("long", 1): CHUNK, file_of("short", 2): CHUNK // 10}

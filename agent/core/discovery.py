@@ -18,6 +18,8 @@ def file_key(device: int, inode: int) -> FileKey:
     return device << 64 | inode
 
 
+_INODE = (1 << 64) - 1
+
 SkipReason = Literal[
     "symlink",
     "not_regular",
@@ -36,14 +38,13 @@ class Seen(Struct, frozen=True, gc=False):
 
     path: str
     client: str
-    inode: int
-    device: int
+    key: FileKey
     size: int
     mtime_ns: int
 
     @property
-    def key(self) -> FileKey:
-        return file_key(self.device, self.inode)
+    def inode(self) -> int:
+        return self.key & _INODE
 
 
 class Skipped(Struct, frozen=True):

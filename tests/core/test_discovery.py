@@ -12,7 +12,6 @@ from agent.core.discovery import (
     Seen,
     Skipped,
     client_of,
-    file_key,
     plan,
     printable,
 )
@@ -21,8 +20,7 @@ SEEN = st.builds(
     Seen,
     path=st.sampled_from(["c/a", "c/b", "d/a", "d/e/a", "x"]),
     client=st.just("c"),
-    inode=st.integers(1, 5),
-    device=st.just(1),
+    key=st.integers(1, 5),
     size=st.integers(0, 3),
     mtime_ns=st.integers(0, 3),
 )
@@ -61,7 +59,7 @@ def test_a_plan_accounts_for_every_file_once(
 
 def test_a_plan_says_why() -> None:
     def seen(inode: int, path: str, size: int, mtime_ns: int = 0) -> Seen:
-        return Seen(path, "c", inode, 1, size, mtime_ns)
+        return Seen(path, "c", inode, size, mtime_ns)
 
     before = [seen(n, f"{n}", 10) for n in range(1, 7)]
     now = (
@@ -88,7 +86,7 @@ def test_a_plan_says_why() -> None:
 
 def test_what_was_settled_to_its_end_is_opened_last() -> None:
     """After a restart nothing is known by sight: what was written meanwhile need not wait."""
-    files = [Seen("c/a", "c", n, 1, size=size, mtime_ns=n) for n, size in ((1, 5), (2, 5), (3, 8))]
+    files = [Seen("c/a", "c", n, size=size, mtime_ns=n) for n, size in ((1, 5), (2, 5), (3, 8))]
 
     opened = plan({}, Scan(files=tuple(files)), {(1, 5), (2, 4), (3, 8)}).open
 
@@ -97,7 +95,7 @@ def test_what_was_settled_to_its_end_is_opened_last() -> None:
 
 def test_a_second_name_never_takes_a_file_from_the_first() -> None:
     """Another client's hard link to a file that is being read."""
-    first = Seen("victim/a.jsonl", "victim", 1, 1, 10, 0)
+    first = Seen("victim/a.jsonl", "victim", 1, 10, 0)
     second = replace(first, path="aggressor/a.jsonl", client="aggressor")
 
     got = plan({first.key: first}, Scan(files=(second, first)))
@@ -134,13 +132,12 @@ OFFERED = st.lists(
         Seen,
         path=st.just("p"),
         client=st.sampled_from("abc"),
-        inode=st.integers(1, 60),
-        device=st.just(1),
+        key=st.integers(1, 60),
         size=st.just(1),
         mtime_ns=st.integers(0, 9),
     ),
     max_size=60,
-    unique_by=lambda seen: seen.inode,
+    unique_by=lambda seen: seen.key,
 )
 
 
@@ -153,8 +150,8 @@ def test_what_a_scan_takes_in_is_bounded_and_accounted_for(
     Each file is taken, too old, or counted."""
     limits = Limits(data.draw(st.integers(1, 40)), data.draw(st.integers(1, 20)))
     oldest_ns = data.draw(st.none() | st.integers(0, 9))
-    keys: set[FileKey] = {file_key(1, inode) for inode in known}
-    met = {key: Seen("p", "a", key & 0xFF, 1, 1, mtime_ns=5) for key in keys}
+    keys: set[FileKey] = {*known}
+    met = {key: Seen("p", "a", key, 1, mtime_ns=5) for key in keys}
     admission = Admission(limits, met, remembered, oldest_ns)
 
     old = [seen for seen in offered if not admission.offer(seen)]
@@ -176,7 +173,7 @@ def test_what_a_scan_takes_in_is_bounded_and_accounted_for(
 
 def test_where_room_is_short_clients_with_few_files_get_them_all() -> None:
     def seen(client: str, inode: int) -> Seen:
-        return Seen("p", client, inode, 1, 1, 0)
+        return Seen("p", client, inode, 1, 0)
 
     admission = Admission(Limits(files_max=10), {})
     for inode in range(100):
@@ -192,7 +189,7 @@ def test_where_room_is_short_clients_with_few_files_get_them_all() -> None:
 
 
 def test_nothing_is_gone_where_the_root_was_not_read_to_its_end() -> None:
-    before = Seen("a/x", "a", 1, 1, 1, 0)
+    before = Seen("a/x", "a", 1, 1, 0)
 
     assert () == plan({before.key: before}, Scan(unreadable=(Skipped("", "too_many"),))).gone
     assert (before,) == plan({before.key: before}, Scan(unreadable=(Skipped("b", "old"),))).gone

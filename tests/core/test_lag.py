@@ -8,7 +8,7 @@ from agent.core.lag import MARKS_MAX, Waits
 
 
 def seen(size: int, mtime_s: float) -> Seen:
-    return Seen("a.jsonl", "a", 1, 1, size, int(mtime_s * 10**9))
+    return Seen("a.jsonl", "a", 1, size, int(mtime_s * 10**9))
 
 
 def look(waits: Waits, *behind: tuple[Seen, int]) -> list[float]:
@@ -75,4 +75,4 @@ def test_a_line_never_seems_younger_than_scans_know(
         first = next(mtime_s for known, mtime_s in scans if known > watermark)
         (since_s,) = look(waits, (seen(size, float(at)), watermark))
         assert scans[0][1] <= since_s <= first
-        assert len(waits._marks[1 << 64 | 1]) <= MARKS_MAX
+        assert len(waits._marks[1]) <= MARKS_MAX

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from agent.clock import Clock
 from agent.config.sections import Source
-from agent.core.discovery import NONE_SEEN, FileKey, Scan, Seen, Sightings, client_of
+from agent.core.discovery import NONE_SEEN, FileKey, Scan, Seen, Sightings, client_of, file_key
 from agent.errors import ConfigError
 from agent.scanner import Scanner
 
@@ -154,4 +154,5 @@ def _seen(root: Path, path: str, client: str) -> Seen | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    return Seen(path, client, status.st_ino, status.st_dev, status.st_size, status.st_mtime_ns)
+    key = file_key(status.st_dev, status.st_ino)
+    return Seen(path, client, key, status.st_size, status.st_mtime_ns)
