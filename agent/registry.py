@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from agent.clock import Clock
 from agent.core.auditing import Note, unheard
 from agent.core.continuation import Index
-from agent.core.discovery import Ended, FileKey, Seen
+from agent.core.discovery import FileKey, Seen
 from agent.core.identity import Birth, Change, Checkpoint, File, Readable, compare, examine
 from agent.harvester import Followed, Harvester, first_generation, starting_at
 from agent.strangers import Strangers
@@ -91,10 +91,10 @@ class Registry:
         return {birth.inode for birth in list(self._by_birth)}
 
     @property
-    def ended(self) -> set[Ended]:
-        """Return what files would look like of which the store knew all there is, and no scan has
-        met so far."""
-        return {(f.birth.inode, f.checkpoint.watermark) for f in self.unmet}
+    def settled(self) -> dict[int, int]:
+        """Return how far files are settled that the store knows and no scan has met so far, by
+        inode: who they are is not known before they are opened."""
+        return {f.birth.inode: f.checkpoint.watermark for f in self.unmet}
 
     def take(self) -> Changes:
         """Return what has to reach the disk since the last call."""

@@ -122,7 +122,7 @@ class Sources:
 
         ``acknowledged``: nothing that was settled waits in the spool.
         """
-        todo = plan(self._met.sightings(), scan, self.registry.ended)
+        todo = plan(self._met.sightings(), scan, self.registry.settled)
         self._count_unopened(scan)
         for gone in todo.gone:
             self._lose(gone)
@@ -348,16 +348,15 @@ class Sources:
 
     def _unopened(self, waited: Container[FileKey]) -> Iterator[Known]:
         """Yield files that nobody opened from one scan to the next: Kafka was never there, or as
-        many are open as may be. Who they are is not known yet, but by their inode."""
+        many are open as may be."""
         waiting = [f.seen for f in self._openings if f.seen.key in waited]
-        rows = {f.birth.inode: f.checkpoint for f in self.registry.unmet} if waiting else {}
+        settled = self.registry.settled if waiting else {}
         for seen in waiting:
             if (
                 seen.key not in self._met.by_key
                 and seen.key not in self.registry.strangers.begin_at_end
             ):
-                row = rows.get(seen.inode)
-                yield Known(seen.client, seen, 0 if row is None else row.watermark)
+                yield Known(seen.client, seen, settled.get(seen.inode, 0))
 
     def _ends_torn(self, followed: Followed) -> bool:
         """Return whether nothing of it waits but a line whose end is not written yet."""

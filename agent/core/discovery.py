@@ -163,9 +163,6 @@ class Admission:
         return tuple(taken), dict(over)
 
 
-Ended = tuple[int, int]
-"""Inode and size of a file that was settled to its end, as far as anybody remembers."""
-
 Why = Literal["new", "grown", "shrunk", "touched", "renamed"]
 
 
@@ -189,9 +186,14 @@ class Plan(Struct, frozen=True):
     linked: tuple[Seen, ...] = ()
 
 
-def plan(known: Mapping[FileKey, Seen], scan: Scan, ended: Container[Ended] = ()) -> Plan:
+def plan(
+    known: Mapping[FileKey, Seen],
+    scan: Scan,
+    settled: Mapping[int, int] = MappingProxyType({}),
+) -> Plan:
     """Compare a scan with what earlier ones met. Oldest first, so that rotated files finish first;
-    but ``ended`` ones last: they are opened to see that they are still who they were.
+    but last those that are ``settled`` to their end, by inode, as far as anybody remembers: they
+    are opened to see that they are still who they were.
 
     Nothing is called gone on half the truth: not what lies in an unreadable directory, and
     nothing at all after a scan that did not see the whole tree.
@@ -209,7 +211,9 @@ def plan(known: Mapping[FileKey, Seen], scan: Scan, ended: Container[Ended] = ()
         before = known.get(key)
         if why := _why(before, seen):
             found.append(Found(seen, why, before))
-    found.sort(key=lambda f: ((f.seen.inode, f.seen.size) in ended, f.seen.mtime_ns, f.seen.path))
+    found.sort(key=lambda f: f.seen.path)  # by what matters least first: that takes no memory
+    found.sort(key=lambda f: f.seen.mtime_ns)
+    found.sort(key=lambda f: settled.get(f.seen.inode) == f.seen.size)
     gone = [before for key, before in known.items() if key not in met and _missed(before, scan)]
     return Plan(tuple(found), tuple(gone), tuple(linked))
 

@@ -88,7 +88,7 @@ def test_what_was_settled_to_its_end_is_opened_last() -> None:
     """After a restart nothing is known by sight: what was written meanwhile need not wait."""
     files = [Seen("c/a", "c", n, size=size, mtime_ns=n) for n, size in ((1, 5), (2, 5), (3, 8))]
 
-    opened = plan({}, Scan(files=tuple(files)), {(1, 5), (2, 4), (3, 8)}).open
+    opened = plan({}, Scan(files=tuple(files)), {1: 5, 2: 4, 3: 8}).open
 
     assert [2, 1, 3] == [found.seen.inode for found in opened]
 
