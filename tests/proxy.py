@@ -19,7 +19,7 @@ from aiokafka.protocol import metadata, produce
 PRODUCE, METADATA = 0, 3
 HOST = "127.0.0.1"
 
-_HEAD = struct.Struct(">hhi")  # of a request: api key, version, correlation id
+HEAD = struct.Struct(">hhi")  # of a request: api key, version, correlation id
 _CORRELATION_BYTES = 4
 _PRODUCER = struct.Struct(">qhi")  # in a record batch: producer id, epoch, base sequence
 _PRODUCER_AT = 43
@@ -146,18 +146,18 @@ class LyingProxy:
         broker: asyncio.StreamWriter,
     ) -> bool:
         """Pass one request on and its answer back. Return False to hang up."""
-        request = await _frame(reader)
-        api_key, version, _ = _HEAD.unpack_from(request)
+        request = await frame(reader)
+        api_key, version, _ = HEAD.unpack_from(request)
         self.asked[api_key] += 1
         if api_key == PRODUCE:
             self.produced += _batches(request, version)
         if address in self._silent:
             return True
         lie = self._lies.pop(0) if api_key == PRODUCE and self._lies else Lie()
-        answer = request[4 : _HEAD.size]  # the correlation id
+        answer = request[4 : HEAD.size]  # the correlation id
         if lie.taken:
             broker.write(framed(request))
-            answer = await _frame(answers)
+            answer = await frame(answers)
         if api_key == METADATA:
             answer = await self._renamed(answer, version)
         await asyncio.sleep(lie.wait_s)
@@ -181,7 +181,7 @@ class LyingProxy:
 
 def _batches(request: bytes, version: int) -> list[Batch]:
     kind = produce.ProduceRequest._CLASSES[version]
-    body = BytesIO(request[_HEAD.size :])
+    body = BytesIO(request[HEAD.size :])
     body.seek(2 + int.from_bytes(body.read(2), "big"))  # the client's id
     found: list[Batch] = []
     asked: Any = kind.decode(body)
@@ -192,7 +192,7 @@ def _batches(request: bytes, version: int) -> list[Batch]:
     return found
 
 
-async def _frame(reader: asyncio.StreamReader) -> bytes:
+async def frame(reader: asyncio.StreamReader) -> bytes:
     (length,) = struct.unpack(">i", await reader.readexactly(4))
     return await reader.readexactly(length)
 
