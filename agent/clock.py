@@ -28,6 +28,8 @@ class SystemClock:
 
 async def wait_event(event: asyncio.Event, timeout_s: float) -> bool:
     """Wait until ``event`` is set, ``timeout_s`` at most. Return whether it is."""
+    if event.is_set():
+        return True
     try:
         async with asyncio.timeout(timeout_s):
             await event.wait()

@@ -26,6 +26,7 @@ IN_DONT_FOLLOW = 0x02000000
 IN_EXCL_UNLINK = 0x04000000
 IN_ISDIR = 0x40000000
 _EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name that follows
+_EVENT_BYTES_MAX = _EVENT.size + 255 + 1  # NAME_MAX
 
 # linux/magic.h and the file systems' own headers: NFS, SMB, CIFS, SMB2, 9p, FUSE, Ceph.
 REMOTE = {0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x01021997, 0x65735546, 0x00C36400}
@@ -73,6 +74,8 @@ def pending(fd: int) -> Iterator[tuple[int, int, str]]:
             at += _EVENT.size
             yield wd, mask, os.fsdecode(events[at : at + length].rstrip(b"\0"))
             at += length
+        if len(events) < DRAIN_BYTES - _EVENT_BYTES_MAX:
+            return  # one more would have had room
 
 
 def is_remote(directory: Path) -> bool:

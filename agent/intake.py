@@ -236,7 +236,7 @@ class Intake:
 
     def _admit(self, sealed: Sealed) -> None:
         events, dead_letters = self._ways
-        for batch in sealed.events:
-            events.admit(batch)
-        for batch in sealed.dead_letters:
-            dead_letters.admit(batch)
+        if sealed.events:
+            events.admit(*sealed.events)
+        if sealed.dead_letters:
+            dead_letters.admit(*sealed.dead_letters)

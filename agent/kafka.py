@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 from weakref import WeakSet
 
 from aiokafka import AIOKafkaProducer, errors
 from aiokafka.protocol.admin import DescribeConfigsRequest
+from aiokafka.structs import RecordMetadata
 
 from agent import answers, producer, wire
 from agent.connections import Security
@@ -15,6 +17,10 @@ from agent.errors import SinkUnavailable
 
 MESSAGE_BYTES_MAX = 1_048_588
 """Kafka's default ``max.message.bytes``, used where we may not describe the topic."""
+
+LATE_S = 1.0
+"""What a closed producer's batches have to say so, where they were not handed over yet."""
+UNAVAILABLE = (TimeoutError, OSError, errors.KafkaError)
 
 _TOPIC_RESOURCE = 2
 _DESCRIBED = ["max.message.bytes", "min.insync.replicas", "retention.ms", "cleanup.policy"]
@@ -38,6 +44,7 @@ class KafkaSink:
     def __init__(self, started: AIOKafkaProducer, topic: Topic) -> None:
         self.topic = topic
         self.throttled_s = 0.0
+        self._late: dict[asyncio.Task[int], int] = {}  # what waits to be handed over -> partition
         self._producer = started
         self._requests = producer.record_requests(started)
         producer.hear_of_throttling(started, self._throttled)
@@ -71,20 +78,37 @@ class KafkaSink:
             await producer.end(made, WeakSet())
             raise
 
-    async def send(self, batch: Batch) -> int:
-        """Send and wait for every replica. Return the first record's ``kafka_offset``, or -1.
+    def send(self, batch: Batch) -> asyncio.Future[int]:
+        """Send, and wait for every replica. The answer is the first record's ``kafka_offset``, or
+        -1; else ``RecordRefused`` or ``SinkUnavailable``, after which the producer is of no use.
 
-        Raises ``RecordRefused`` or ``SinkUnavailable``; after either the producer is of no more
-        use. Cancelling leaves the batch's fate unknown.
+        At low load batches are small and many, so what can be handed over at once is: a task and
+        two futures more cost as much as all else that is done here for a batch.
         """
+        sent = None
+        if batch.partition not in self._late.values():  # none overtakes
+            sent = producer.hand_over(
+                self._producer, _Stamped(batch), self.topic.name, batch.partition
+            )
+        if sent is None:
+            late = asyncio.ensure_future(self._send_late(batch))
+            self._late[late] = batch.partition
+            late.add_done_callback(self._late.pop)
+            return late
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        sent.add_done_callback(partial(_answer, answer))
+        return answer
+
+    async def _send_late(self, batch: Batch) -> int:
+        """Wait until no other batch of its partition waits, or the topic is known again."""
         try:
-            future = await self._producer.send_batch(
+            sent = await self._producer.send_batch(
                 _Stamped(batch), self.topic.name, partition=batch.partition
             )
-            return int((await future).offset)
+            return int((await sent).offset)
         except AssertionError:  # "Unrecognized partition": the topic has fewer than before
             raise SinkUnavailable("topic_changed", f"no partition {batch.partition}") from None
-        except (TimeoutError, OSError, errors.KafkaError) as error:
+        except UNAVAILABLE as error:
             raise answers.of_batch(error) from error
 
     def ease(self, backoff_s: float) -> None:
@@ -94,9 +118,27 @@ class KafkaSink:
     async def close(self) -> None:
         """End the producer without waiting for what is pending; takes a few seconds at most."""
         await producer.end(self._producer, self._requests)
+        if self._late:
+            await asyncio.wait([*self._late], timeout=LATE_S)
+        for late in self._late:
+            late.cancel()  # it waits for what a closed client does not tell
 
     def _throttled(self, seconds: float) -> None:
         self.throttled_s += seconds
+
+
+def _answer(answer: asyncio.Future[int], sent: asyncio.Future[RecordMetadata]) -> None:
+    error = sent.exception()
+    if answer.done():  # cancelled
+        return
+    if error is None:
+        answer.set_result(int(sent.result().offset))
+    elif isinstance(error, UNAVAILABLE):
+        ours = answers.of_batch(error)
+        ours.__cause__ = error
+        answer.set_exception(ours)
+    else:
+        answer.set_exception(error)
 
 
 class _Stamped:

@@ -23,6 +23,7 @@ import aiokafka.client
 from aiokafka import AIOKafkaProducer, errors
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
+from aiokafka.structs import RecordMetadata, TopicPartition
 
 from agent import answers, connections
 from agent.answers import HandshakeFailed, TopicShrunk
@@ -68,6 +69,20 @@ def made(
     _say_why(producer, ours)
     _of[producer] = ours
     return producer
+
+
+def hand_over(
+    producer: AIOKafkaProducer, sealed: object, topic: str, partition: int
+) -> asyncio.Future[RecordMetadata] | None:
+    """Do what ``send_batch`` does where there is nothing to wait for, without a task; None: there
+    is. Whoever cancels what is returned leaves the batch's fate unknown."""
+    accumulator, known = producer._message_accumulator, producer.client.cluster._partitions  # noqa: SLF001
+    place = TopicPartition(topic, partition)
+    closed = accumulator._closed or accumulator._exception is not None  # noqa: SLF001
+    if closed or accumulator._batches.get(place) or partition not in known.get(topic, ()):  # noqa: SLF001
+        return None
+    handed: asyncio.Future[RecordMetadata] = accumulator._append_batch(sealed, place).future  # noqa: SLF001
+    return handed
 
 
 def handshake_failure(producer: AIOKafkaProducer) -> HandshakeFailed | None:

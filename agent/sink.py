@@ -8,7 +8,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from agent.clock import Clock, wait_event
 from agent.core.auditing import Note, unheard
@@ -48,10 +49,11 @@ class Topic(Protocol):
 class Sink(Protocol):
     """A living producer for one topic.
 
-    ``send`` may be called again before it returns, at most ``core.lanes.WINDOW`` times for one
-    partition, and then keeps that partition's order. It returns when every replica has the
-    batch, waits for as long as that takes, and raises ``RecordRefused`` or ``SinkUnavailable``,
-    after which only ``close`` may be called. ``close`` never raises and is bounded in time.
+    ``send`` may be called again before it is answered, at most ``core.lanes.WINDOW`` times for one
+    partition, and then keeps that partition's order. The answer is the first record's
+    ``kafka_offset`` once every replica has the batch, however long that takes; or ``RecordRefused``
+    or ``SinkUnavailable``, after which only ``close`` may be called. To cancel an answer unsends
+    nothing. ``close`` never raises and is bounded in time.
     """
 
     @property
@@ -63,8 +65,17 @@ class Sink(Protocol):
     def ease(self, backoff_s: float) -> None:
         """Let ``backoff_s`` pass between tries of its own, while nobody answers."""
 
-    async def send(self, batch: Batch) -> int: ...
+    def send(self, batch: Batch) -> asyncio.Future[int]: ...
     async def close(self) -> None: ...
+
+
+class _Out(NamedTuple):
+    """A batch that a sink was given, when, and what that had been throttled by then."""
+
+    sink: Sink
+    batch: Batch
+    since_s: float
+    throttled_s: float
 
 
 class Outlet:
@@ -117,15 +128,20 @@ class Outlet:
         self._closing: set[asyncio.Task[None]] = set()  # each alone still knows its producer
         self._broken: BaseException | None = None
         self._wake = asyncio.Event()
+        self._looks_at_s = float("-inf")  # when ``run`` wakes by itself
         self._said: str | None = "not connected yet"
         self._doubted = False  # a send has failed: only an acknowledgement says it is up again
         self._noted = State.CLOSED
         metrics.zero(name)
         self._count_breaker()
 
-    def admit(self, batch: Batch) -> None:
+    def admit(self, *batches: Batch) -> None:
+        alone = self.empty.is_set()
         self.empty.clear()
-        self._carry_out(self.delivery.admit(batch))
+        actions = [action for batch in batches for action in self.delivery.admit(batch)]
+        self._carry_out(actions)
+        if alone or len(actions) < len(batches):  # else they are due after others, waited for
+            self._heed()
 
     async def run(self) -> None:
         """Let time pass for the machine: connect, retire and try again when it is due."""
@@ -135,9 +151,9 @@ class Outlet:
             self._carry_out(self.delivery.tick())
             self._look()
             self._wake.clear()  # after: carrying out wakes too, and the tick was for this turn
-            due_s = self.delivery.due_s
-            wait_s = LOOK_S if due_s is None else max(0.0, due_s - self._clock.monotonic())
-            await wait_event(self._wake, min(wait_s, LOOK_S))
+            now_s, due_s = self._clock.monotonic(), self.delivery.due_s
+            self._looks_at_s = now_s + LOOK_S if due_s is None else min(due_s, now_s + LOOK_S)
+            await wait_event(self._wake, max(0.0, self._looks_at_s - now_s))
 
     def renew(self) -> None:
         """Replace a living producer: what it was connected with, its secrets, has changed.
@@ -160,10 +176,10 @@ class Outlet:
         for task in self._tasks - self._closing:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for sink in (self._sink, self._next):
+        sinks, self._sink, self._next = (self._sink, self._next), None, None
+        for sink in sinks:
             if sink is not None:
                 await sink.close()
-        self._sink = self._next = None
 
     @property
     def problem(self) -> str | None:
@@ -199,7 +215,7 @@ class Outlet:
             match action:
                 case Send(batch):
                     assert self._sink is not None
-                    self._spawn(self._send(self._sink, batch))
+                    self._send(self._sink, batch)
                 case Refuse(batch, reason):
                     self._refused(batch, reason)
                 case Connect():
@@ -209,7 +225,13 @@ class Outlet:
         if not self.delivery.queued:
             self.empty.set()
         self._note_breaker()
-        self._wake.set()
+
+    def _heed(self) -> None:
+        """Wake ``run`` if something is due before it would wake by itself: most that happens only
+        puts off what was due."""
+        due_s = self.delivery.due_s
+        if due_s is not None and due_s < self._looks_at_s:
+            self._wake.set()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         self._keep(asyncio.ensure_future(work))
@@ -238,6 +260,7 @@ class Outlet:
                 if self.delivery.well and self._next is None:
                     self._next = sink
                     self._carry_out(self.delivery.renew())
+                    self._wake.set()
                     return
                 closing = asyncio.ensure_future(sink.close())
                 self._closing.add(closing)
@@ -251,6 +274,7 @@ class Outlet:
         except SinkUnavailable as unavailable:
             self._say(unavailable.reason, str(unavailable))
             self._carry_out(self.delivery.connect_failed(unavailable.reason))
+            self._wake.set()
             return
         self._sink = sink
         fewer = self.topic is not None and self.topic.partitions > sink.topic.partitions
@@ -262,6 +286,7 @@ class Outlet:
         if ready is not None:
             event(log, logging.INFO, "sink.renewed", sink=self.name)
         self._carry_out(self.delivery.connected(sink.topic.partitions))
+        self._wake.set()
 
     async def _drop_sink(self) -> None:
         sink, self._sink = self._sink, None
@@ -273,38 +298,55 @@ class Outlet:
         dropping = asyncio.current_task()
         assert dropping is not None
         self._closing.add(dropping)
-        for task in self._tasks - self._closing - {self._renewal}:
-            task.cancel()  # a send of this sink: its fate is unknown
         await sink.close()
         self._carry_out(self.delivery.closed())
+        self._wake.set()
 
-    async def _send(self, sink: Sink, batch: Batch) -> None:
-        started_s, throttled_s = self._clock.monotonic(), sink.throttled_s
+    def _send(self, sink: Sink, batch: Batch) -> None:
+        out = _Out(sink, batch, self._clock.monotonic(), sink.throttled_s)
         if batch.span is not None:
             batch.span.sent(batch.partition)
+        sink.send(batch).add_done_callback(partial(self._answered, out))
+
+    def _answered(self, out: _Out, answer: asyncio.Future[int]) -> None:
+        """Nobody awaits an answer: what breaks over one must end ``run``, and so the process."""
+        error = None if answer.cancelled() else answer.exception()
+        if out.sink is not self._sink or answer.cancelled():
+            return  # of a producer that was given up: what it was given is unknown
         try:
-            kafka_offset = await sink.send(batch)
-        except RecordRefused as refused:
-            if sink is self._sink:
-                event(log, logging.WARNING, "batch.refused", sink=self.name, detail=str(refused))
-                self._carry_out(self.delivery.refused(batch, refused.reason))
-        except SinkUnavailable as unavailable:
-            if sink is self._sink:
-                self._doubted = True
-                if batch.span is not None:
-                    batch.span.failed(unavailable.reason)
-                self._say(unavailable.reason, str(unavailable))
-                self._carry_out(self.delivery.failed(batch, unavailable.reason))
+            if isinstance(error, RecordRefused | SinkUnavailable):
+                self._failed(out.batch, error)
+            else:
+                self._acked(out, answer.result())
+        except BaseException as broken:  # noqa: BLE001 - ``run`` raises it
+            self._broken = broken
+            self._wake.set()
+
+    def _acked(self, out: _Out, kafka_offset: int) -> None:
+        throttled_s = out.sink.throttled_s - out.throttled_s
+        if throttled_s:
+            self._metrics.throttled_seconds.labels(self.name).inc(throttled_s)
+        if self._doubted:
+            self._doubted = False
+            self._say(None)
+        actions = self.delivery.acked(out.batch, throttled=throttled_s > 0)
+        self._settled(out.batch, kafka_offset, self._clock.monotonic() - out.since_s)
+        self._carry_out(actions)
+        if self._said is not None:
+            self._wake.set()  # it may be said that answers come again
+
+    def _failed(self, batch: Batch, error: RecordRefused | SinkUnavailable) -> None:
+        if isinstance(error, RecordRefused):
+            event(log, logging.WARNING, "batch.refused", sink=self.name, detail=str(error))
+            actions = self.delivery.refused(batch, error.reason)
         else:
-            if sink is self._sink:
-                throttled_s = sink.throttled_s - throttled_s
-                self._metrics.throttled_seconds.labels(self.name).inc(throttled_s)
-                if self._doubted:
-                    self._doubted = False
-                    self._say(None)
-                actions = self.delivery.acked(batch, throttled=throttled_s > 0)
-                self._settled(batch, kafka_offset, self._clock.monotonic() - started_s)
-                self._carry_out(actions)
+            self._doubted = True
+            if batch.span is not None:
+                batch.span.failed(error.reason)
+            self._say(error.reason, str(error))
+            actions = self.delivery.failed(batch, error.reason)
+        self._carry_out(actions)
+        self._wake.set()
 
     def _say(self, reason: str | None, detail: str = "") -> None:
         """Log a change of state once, however often the same failure comes back."""

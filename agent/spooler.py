@@ -118,6 +118,8 @@ class Spooler:
         self._said = Mode.LIVE
         self._replayed = 0  # records, since a replay began
         self._woken = asyncio.Event()
+        self._admitted = False  # to the outlet, since the last look
+        self._resting = False  # the next look is as late as while nothing is out
         self._busy = asyncio.Lock()
         self._lost = 0  # as last counted
         self._count()
@@ -200,15 +202,22 @@ class Spooler:
         self._woken.set()
         return rows[-1].seq + rows[-1].records if rows else None
 
-    def admit(self, batch: Batch) -> None:
-        """Take a sealed batch, of lines or of what was replayed."""
-        if self._stands_for_rows(batch) or (self.direct and batch.partition >= 0):
-            if self._idle:
+    def admit(self, *batches: Batch) -> None:
+        """Take sealed batches, of lines or of what was replayed, in order."""
+        direct, through = self.direct, []
+        for batch in batches:
+            if self._stands_for_rows(batch) or (direct and batch.partition >= 0):
+                through.append(batch)
+            else:
+                direct = False  # what is put by is older than what follows
+                self._incoming.append(batch)
                 self._woken.set()
-            self.outlet.admit(batch)
-            return
-        self._incoming.append(batch)
-        self._woken.set()
+        if through:
+            self._admitted = True
+            if self._resting:
+                self._resting = False
+                self._woken.set()
+            self.outlet.admit(*through)
 
     async def replay(self) -> list[Replayed]:
         """Return the oldest rows that are not on their way yet, as far as there is room."""
@@ -258,7 +267,9 @@ class Spooler:
             self._woken.clear()
             async with self._busy:
                 await self._turn()
-            await wait_event(self._woken, IDLE_LOOK_S if self._idle else LOOK_S)
+            # Not anew at each batch, between which nothing is out: looks are for what stays.
+            self._resting, self._admitted = self._idle and not self._admitted, False
+            await wait_event(self._woken, IDLE_LOOK_S if self._resting else LOOK_S)
 
     @property
     def _idle(self) -> bool:

@@ -6,6 +6,7 @@ How a line looks and what a flood of them costs is up to ``agent.logs``.
 
 import itertools
 import logging
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar, get_args
 
@@ -382,7 +383,7 @@ class Metrics:
     def _histogram(
         self, name: str, meaning: str, buckets: tuple[float, ...], **labels: tuple[str, ...]
     ) -> Histogram:
-        made = Histogram(
+        made = _Histogram(
             f"feedback_agent_{name}",
             meaning,
             list(labels),
@@ -390,6 +391,15 @@ class Metrics:
             buckets=buckets,
         )
         return _zeroed(made, labels)
+
+
+class _Histogram(Histogram):
+    """One that is not searched bucket by bucket: each batch is observed five times."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        assert exemplar is None, "we have none"
+        self._sum.inc(amount)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 
 
 class _Accepted(Collector):

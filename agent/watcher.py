@@ -206,20 +206,31 @@ class Watcher:
                 inotify.remove_watch(self._fd, wd)  # fails where the kernel was first
 
     def _listen(self) -> None:
+        """Take what came while nobody listened; if nothing did, let the loop say when it does."""
         assert self._loop is not None
         self._listen_later = None
-        self._loop.add_reader(self._fd, self._readable)
+        if not self._take():
+            self._loop.add_reader(self._fd, self._readable)
 
     def _readable(self) -> None:
         assert self._loop is not None
         self._loop.remove_reader(self._fd)
-        self._listen_later = self._loop.call_later(self._rest_s(), self._listen)
-        self._drain()
+        if not self._take():
+            self._listen()
 
-    def _drain(self) -> None:
+    def _take(self) -> bool:
+        """Take what the kernel holds, then rest. Return whether there was anything."""
+        assert self._loop is not None
+        events = [*inotify.pending(self._fd)]
+        if events:
+            self._listen_later = self._loop.call_later(self._rest_s(), self._listen)
+            self._drain(events)
+        return bool(events)
+
+    def _drain(self, events: list[tuple[int, int, str]]) -> None:
         assert self._loop is not None
         heard = _Heard()
-        for wd, mask, name in inotify.pending(self._fd):
+        for wd, mask, name in events:
             heard.take(self._watched.get(wd), mask, name)
             if mask & inotify.IN_IGNORED:
                 self._watched.pop(wd, None)

@@ -254,8 +254,11 @@ class FakeSink:
         self._known_to: set[int] = set()
         self._broken: set[int] = set()
 
-    async def send(self, batch: Batch) -> int:
+    def send(self, batch: Batch) -> asyncio.Future[int]:
         assert not self._gone.done(), "sent after close"
+        return asyncio.ensure_future(self._send(batch))
+
+    async def _send(self, batch: Batch) -> int:
         async with self._turns[batch.partition]:
             await asyncio.sleep(0)
             while self._kafka._held is not None and not self._gone.done():

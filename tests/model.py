@@ -195,8 +195,9 @@ class Exit:
         self.on_wire: list[Sent] = []
         self.pending: Callable[[], None] | None = None  # what answers later
 
-    def admit(self, batch: Batch) -> None:
-        self.do(self.delivery.admit(batch))
+    def admit(self, *batches: Batch) -> None:
+        for batch in batches:
+            self.do(self.delivery.admit(batch))
 
     @property
     def problem(self) -> str | None:

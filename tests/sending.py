@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -96,12 +95,15 @@ class Sending:
 class _Overheard(KafkaSink):
     heard: list[Heard]
 
-    async def send(self, *arguments: Any, **named: Any) -> Any:
-        try:
-            return await super().send(*arguments, **named)
-        except (SinkUnavailable, RecordRefused) as error:
+    def send(self, batch: Batch) -> asyncio.Future[int]:
+        answer = super().send(batch)
+        answer.add_done_callback(self._hear)
+        return answer
+
+    def _hear(self, answer: asyncio.Future[int]) -> None:
+        error = None if answer.cancelled() else answer.exception()
+        if isinstance(error, SinkUnavailable | RecordRefused):
             self.heard.append(error)
-            raise
 
 
 @asynccontextmanager

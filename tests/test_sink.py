@@ -22,11 +22,11 @@ from agent.core.breaker import State
 from agent.core.delivery import UNANSWERED, Phase
 from agent.core.lanes import WINDOW
 from agent.core.ledger import Ledger
-from agent.core.policy import RetryPolicy
+from agent.core.policy import BreakerPolicy, RetryPolicy
 from agent.demo.broker import EmbeddedKafka
 from agent.errors import RecordRefused, SinkUnavailable
 from agent.kafka import KafkaSink
-from agent.sink import RENEW_AGAIN_S, Outlet, Sink
+from agent.sink import LOOK_S, RENEW_AGAIN_S, Outlet, Sink
 from agent.telemetry import SEND_FAILURES, Metrics
 from agent.wire import codec
 from tests import real_kafka
@@ -166,9 +166,9 @@ async def test_records_arrive_with_key_and_headers(place: Place, compressed: wir
 async def test_a_partition_keeps_its_order_with_a_window_of_sends_out(place: Place) -> None:
     batches = [batch_of(b"%d" % n, b"%d+" % n, partition=1) for n in range(20)]
     async with connected(place) as sink:
-        out: list[asyncio.Task[int]] = []
+        out: list[asyncio.Future[int]] = []
         for batch in batches:
-            out.append(asyncio.ensure_future(sink.send(batch)))
+            out.append(sink.send(batch))
             if len(out) >= WINDOW:
                 await out[-WINDOW]
         kafka_offsets = await asyncio.gather(*out)
@@ -295,7 +295,7 @@ async def test_close_is_bounded_while_every_broker_is_away(
     sink = await through_aiokafka(embedded.bootstrap_servers, "feedback").connect()
     await sink.send(batch_of(b"before"))
     embedded.broker_down()
-    sends = [asyncio.ensure_future(sink.send(batch_of(b"x", partition=p))) for p in (0, 0, 1)]
+    sends = [sink.send(batch_of(b"x", partition=p)) for p in (0, 0, 1)]
     done, _ = await asyncio.wait(sends, timeout=1.5)  # long enough for a try to fail
     assert not done
 
@@ -316,7 +316,7 @@ async def test_close_is_bounded_while_a_cancelled_send_is_out(embedded: Embedded
     before = asyncio.all_tasks()
     sink = await through_aiokafka(embedded.bootstrap_servers, "feedback").connect()
     embedded.broker_down()
-    send = asyncio.ensure_future(sink.send(batch_of(b"x")))
+    send = sink.send(batch_of(b"x"))
     await asyncio.sleep(0.3)
     send.cancel()
 
@@ -389,10 +389,16 @@ class Node:
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
+    async with running(BreakerPolicy()) as found:
+        yield found
+
+
+@asynccontextmanager
+async def running(breaker: BreakerPolicy) -> AsyncIterator[Node]:
     clock, kafka, registry = FakeClock(), FakeKafka(), CollectorRegistry()
     clock.drive()
     metrics = Metrics(registry)
-    delivery = delivery_of(clock.monotonic, retry=RetryPolicy())
+    delivery = delivery_of(clock.monotonic, retry=RetryPolicy(), breaker=breaker)
 
     def settled(batch: Batch, kafka_offset: int, latency_s: float) -> None:
         values = [record.value for record in wire.records(batch)]
@@ -415,10 +421,10 @@ async def node() -> AsyncIterator[Node]:
         metrics=metrics,
     )
     found = Node(outlet, kafka, clock, registry)
-    running = asyncio.create_task(outlet.run())
+    task = asyncio.create_task(outlet.run())
     yield found
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
     await outlet.close()
     assert not kafka.living, "a producer was left open"
     current = asyncio.current_task()
@@ -442,21 +448,59 @@ async def test_what_is_admitted_is_settled(node: Node) -> None:
     assert node.outlet.problem is None
 
 
-async def test_waiting_for_something_to_do_lets_others_run(node: Node) -> None:
-    """An outlet with nothing due sleeps; one that spins would stop the whole agent."""
-    await node.until_empty()
-    spins = 0
+def counted_ticks(node: Node) -> list[float]:
+    """Return when ``run`` looked whether something is due, from now on."""
+    ticks: list[float] = []
     tick = node.outlet.delivery.tick
 
     def counted() -> list[object]:
-        nonlocal spins
-        spins += 1
+        ticks.append(node.clock.now)
         return list(tick())
 
     node.outlet.delivery.tick = counted  # type: ignore[assignment,method-assign]
+    return ticks
+
+
+async def test_waiting_for_something_to_do_lets_others_run(node: Node) -> None:
+    """An outlet with nothing due sleeps; one that spins would stop the whole agent."""
+    await node.until_empty()
+    ticks = counted_ticks(node)
     await turns(200)
 
-    assert spins <= 1
+    assert len(ticks) <= 1
+
+
+async def test_what_is_sent_and_acknowledged_wakes_nobody(node: Node) -> None:
+    """At low load that is most of what happens, and it only puts off what is due."""
+    node.admit(b"first")
+    await node.until_empty()
+    await node.let_pass(0.1)
+    ticks = counted_ticks(node)
+    for number in range(20):
+        node.admit(b"%d" % number, partition=number % 12)
+        await node.until_empty()
+
+    assert not ticks
+
+
+async def test_what_is_due_before_the_next_look_is_not_late() -> None:
+    """The first batch after a rest sets a time that nobody waits for yet."""
+    async with running(BreakerPolicy(ack_age_max_s=0.5)) as node:
+        node.admit(b"first")
+        await node.until_empty()
+        await node.let_pass(LOOK_S)
+        node.kafka.hold()
+        node.admit(b"a")
+        await turns()
+
+        await node.let_pass(0.51)
+        assert UNANSWERED == node.outlet.problem
+        assert 0.0 == node.count("sink_up")
+
+        node.kafka.release()
+        await node.until_empty()
+        await turns()
+        assert 1.0 == node.count("sink_up"), "that answers come again is said at once"
 
 
 async def test_the_topic_is_known_once_connected(node: Node) -> None:

@@ -41,7 +41,7 @@ from agent.sink import Outlet
 from agent.spool import Spool
 from agent.spooler import Spooler, SpoolRules
 from agent.telemetry import Metrics
-from tests.fakes import PLAIN, FakeClock, FakeKafka, batch_of, delivery_of, turns
+from tests.fakes import PLAIN, FakeClock, FakeKafka, batch_of, chunks_of, delivery_of, turns
 
 T = TypeVar("T")
 
@@ -229,6 +229,48 @@ async def test_with_kafka_nothing_touches_the_disk(room: Room) -> None:
     assert [b"a"] == room.arrived
     assert 1 == room.file.watermark
     assert 0 == room.counted("spooled_total")
+
+
+async def test_batches_that_come_and_go_are_looked_at_now_and_then(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two batches nothing is out, many times a second: that is no reason for a look."""
+    room.read(b"first")
+    await room.pass_time(0.5)
+    looks, turn = 0, room.way._turn
+
+    async def counted() -> None:
+        nonlocal looks
+        looks += 1
+        await turn()
+
+    monkeypatch.setattr(room.way, "_turn", counted)
+    for number in range(20):
+        room.read(b"%d" % number)
+        await turns()
+        assert room.outlet.empty.is_set()
+
+    assert looks <= 1
+    room.kafka.hold()
+    room.read(b"out")
+    await room.pass_time(1)
+    assert looks > 1, "what stays out is looked at"
+
+
+async def test_of_what_is_admitted_together_nothing_overtakes_what_is_put_by(
+    tmp_path: Path, kafka: FakeKafka
+) -> None:
+    async with begun(tmp_path, kafka) as room:
+        await turns()
+        chunks = chunks_of(room.file, 1, 1, 1)
+        sealed = [batch_of(b"%d" % n, partition=p, chunks=[chunks[n]])
+                  for n, p in enumerate((0, UNPARTITIONED, 0))]  # fmt: skip
+        for chunk in chunks:
+            room.file.reserve(chunk)
+        room.way.admit(*sealed)
+        await room.pass_time(5)
+
+        assert [b"0", b"1", b"2"] == room.arrived
 
 
 async def test_in_an_outage_lines_are_settled_on_disk(room: Room) -> None:

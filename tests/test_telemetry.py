@@ -1,12 +1,12 @@
 import logging
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.exposition import generate_latest
 
 from agent import __version__, answers, telemetry
 from agent.core.reasons import REASONS
-from agent.telemetry import Metrics, event
+from agent.telemetry import ACK_BUCKETS_S, Metrics, event
 
 
 def test_every_label_is_exported_as_zero_before_it_happens() -> None:
@@ -52,3 +52,20 @@ def test_every_reason_of_the_sink_is_in_the_closed_list() -> None:
 def test_a_field_cannot_pass_for_a_part_of_the_line() -> None:
     with pytest.raises(AssertionError, match="reserved"):
         event(logging.getLogger("agent.tests"), logging.INFO, "a.name", at="yesterday")
+
+
+def test_a_value_is_counted_in_the_bucket_that_it_is_the_bound_of() -> None:
+    """As prometheus_client does it, which looks through all the buckets."""
+    registry, plain = CollectorRegistry(), CollectorRegistry()
+    ours = Metrics(registry).ack_seconds.labels("events")
+    theirs = Histogram(
+        "feedback_agent_ack_seconds", "", ["sink"], registry=plain, buckets=ACK_BUCKETS_S
+    ).labels("events")
+    for value in (0.0, *ACK_BUCKETS_S, *(bound * 1.01 for bound in ACK_BUCKETS_S)):
+        ours.observe(value)
+        theirs.observe(value)
+
+    for bound in (*ACK_BUCKETS_S, "+Inf"):
+        labels = {"sink": "events", "le": str(bound)}
+        name = "feedback_agent_ack_seconds_bucket"
+        assert plain.get_sample_value(name, labels) == registry.get_sample_value(name, labels)

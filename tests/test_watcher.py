@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,6 +122,28 @@ async def test_a_hot_file_is_named_once_for_all_that_came_meanwhile(tmp_path: Pa
 
     assert ["seed.jsonl", "a.jsonl", "b.jsonl"] == watched.listener.written
     watched.watcher.close()
+
+
+async def test_a_file_that_is_written_all_the_time_is_not_waited_for_anew(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each rest there is something: then it is read, and the loop has nothing to watch."""
+    loop, waits = asyncio.get_running_loop(), 0
+    add_reader = loop.add_reader
+
+    def counted(*arguments: Any) -> None:
+        nonlocal waits
+        waits += 1
+        add_reader(*arguments)
+
+    monkeypatch.setattr(loop, "add_reader", counted)
+    while len(watched.listener.written) < 20:
+        watched.append("client/a.jsonl")
+        await asyncio.sleep(0)
+    assert 0 == waits
+
+    await watched.listener.quiet()
+    assert 1 == waits, "once nothing came, it is waited for"
 
 
 async def test_after_a_drain_the_next_write_is_heard_again(watched: Watched) -> None:

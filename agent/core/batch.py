@@ -68,6 +68,8 @@ class Batch:
     @property
     def places(self) -> tuple[Place, ...]:
         """Return where its lines come from: one range for each file, more than they may be."""
+        if len(self.chunks) == 1:  # as at low load
+            return self.chunks[0].places
         return hulls(place for chunk in self.chunks for place in chunk.places)
 
 

@@ -1,5 +1,6 @@
 """What differs from the agent: the configuration, and the parts that read and send."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -128,8 +129,10 @@ class Nowhere:
     def ease(self, backoff_s: float) -> None:
         """Nobody waits for it."""
 
-    async def send(self, batch: Batch) -> int:
-        return 0
+    def send(self, batch: Batch) -> asyncio.Future[int]:
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answer.set_result(0)
+        return answer
 
     async def close(self) -> None:
         """There is nothing to let go of."""
