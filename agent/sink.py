@@ -334,6 +334,8 @@ class Outlet:
         self._carry_out(actions)
         if self._said is not None:
             self._wake.set()  # it may be said that answers come again
+        elif self.delivery.held_back:
+            self._heed()
 
     def _failed(self, batch: Batch, error: RecordRefused | SinkUnavailable) -> None:
         if isinstance(error, RecordRefused):

@@ -394,11 +394,15 @@ async def node() -> AsyncIterator[Node]:
 
 
 @asynccontextmanager
-async def running(breaker: BreakerPolicy) -> AsyncIterator[Node]:
+async def running(
+    breaker: BreakerPolicy, bytes_per_s_max: float | None = None
+) -> AsyncIterator[Node]:
     clock, kafka, registry = FakeClock(), FakeKafka(), CollectorRegistry()
     clock.drive()
     metrics = Metrics(registry)
-    delivery = delivery_of(clock.monotonic, retry=RetryPolicy(), breaker=breaker)
+    delivery = delivery_of(
+        clock.monotonic, retry=RetryPolicy(), breaker=breaker, bytes_per_s_max=bytes_per_s_max
+    )
 
     def settled(batch: Batch, kafka_offset: int, latency_s: float) -> None:
         values = [record.value for record in wire.records(batch)]
@@ -501,6 +505,20 @@ async def test_what_is_due_before_the_next_look_is_not_late() -> None:
         await node.until_empty()
         await turns()
         assert 1.0 == node.count("sink_up"), "that answers come again is said at once"
+
+
+async def test_what_waits_for_the_rate_after_an_acknowledgement_goes_when_it_is_due() -> None:
+    """Until then it had waited for its partition's first batch, and nobody for the rate."""
+    async with running(BreakerPolicy(), bytes_per_s_max=1000) as node:
+        await asyncio.wait_for(node.outlet.described.wait(), WITHIN_S)
+        await turns()
+        for value in (b"a", b"b", b"c"):
+            node.admit(value * 800)
+        await turns()
+        assert [b"a" * 800, b"b" * 800] == node.kafka.values()
+
+        await node.let_pass(1.0)
+        assert [b"a" * 800, b"b" * 800, b"c" * 800] == node.kafka.values()
 
 
 async def test_the_topic_is_known_once_connected(node: Node) -> None:

@@ -227,7 +227,7 @@ class Delivery:
             return self._next_s
         if self.phase is not Phase.LIVE:
             return None
-        waits = [self._rate.wait_s()] if self._lanes.out < self._lanes.queued else []
+        waits = [self._rate.wait_s()] if self.held_back else []
         if self._lanes.out:
             waits.append(max(self._stale_s - self._oldest_s(), GRAIN_S))
             if self.breaker.state is not State.OPEN:
@@ -248,6 +248,11 @@ class Delivery:
     def queued(self) -> int:
         """Return how many batches are neither acked nor refused."""
         return self._lanes.queued
+
+    @property
+    def held_back(self) -> bool:
+        """Return whether one of them is not out: it may be due before anything is answered."""
+        return self._lanes.out < self._lanes.queued
 
     @property
     def given(self) -> int:
