@@ -279,6 +279,11 @@ class Sources:
         return self.turns.wait_s(ROOM_S if polling else idle_s)
 
     @property
+    def hinted(self) -> bool:
+        """Return whether something was written since ``next`` looked."""
+        return bool(self._hints)
+
+    @property
     def waiting(self) -> bool:
         """Return whether all there is to do is to open files for which there was no room."""
         return self._no_room and not (self._hints or self.turns.ready)

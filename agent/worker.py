@@ -24,7 +24,9 @@ REST_MAX_S = 0.05
 """So long a file may grow unread, and the kernel's queue of hints, which has 16,384 of them."""
 
 BYTES_A_TURN = 1 << 20
-"""Some ten milliseconds of reading: so long what was sealed may wait to be sent."""
+"""Some ten milliseconds of reading: so long lines that others write meanwhile may wait."""
+BYTES_ALONE = 4 * BYTES_A_TURN
+"""The same while nobody writes any."""
 READ_BYTES = BYTES_A_TURN // 64
 """What a read counts for besides the bytes that it found."""
 
@@ -85,7 +87,7 @@ class Worker:
         """Read one file after the other, as long as there is ``room`` and for no long time."""
         chunks: list[tuple[Harvester, Chunk]] = []
         readers: set[Harvester] = set()
-        left_bytes = BYTES_A_TURN
+        read_bytes = 0
         followed = None if room.full else self.sources.next()
         while followed is not None and (reader := followed.harvester) is not None:
             span = self.chunker.traced()
@@ -99,8 +101,9 @@ class Worker:
                 chunks.append((reader, chunk))
                 room = room.without(chunk)
             readers.add(reader)
-            left_bytes -= reader.read_bytes + READ_BYTES
-            followed = None if room.full or left_bytes <= 0 else self.sources.another()
+            read_bytes += reader.read_bytes + READ_BYTES
+            long = read_bytes >= (BYTES_A_TURN if self.sources.hinted else BYTES_ALONE)
+            followed = None if room.full or long else self.sources.another()
         if readers:
             self.pace.behind = any(reader.more for reader in readers)
         return chunks

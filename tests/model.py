@@ -60,7 +60,7 @@ PARTITIONS = 6
 EVENTS_MAX = 24
 CHUNK_BYTES = 200  # two lines: several chunks of a file are in flight at once
 CHUNK_LINES_MAX = CHUNK_BYTES // 15
-BYTES_A_TURN = 2 * CHUNK_BYTES  # a chunk or two, or a few reads that find less
+BYTES_ALONE = 2 * CHUNK_BYTES  # a chunk or two, or a few reads that find less
 READ_RECORDS = 6
 ROWS_MAX = 8
 """Of what is replayed, in flight at once: less than of lines, so that it is reached."""
@@ -905,7 +905,8 @@ class Program:
     def run(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
-            patch.setattr("agent.worker.BYTES_A_TURN", BYTES_A_TURN)
+            patch.setattr("agent.worker.BYTES_A_TURN", CHUNK_BYTES // 2)
+            patch.setattr("agent.worker.BYTES_ALONE", BYTES_ALONE)
             patch.setattr("agent.worker.READ_BYTES", CHUNK_BYTES // 4)
             patch.setattr("agent.spooler.READ_RECORDS", READ_RECORDS)
             patch.setattr("agent.core.delivery.STALE_S", STALE_S)

@@ -10,6 +10,7 @@ from agent.core.policy import MIB
 from agent.core.quota import Room
 from agent.core.seam import Mode
 from agent.core.tracing import ChunkSpan
+from agent.harvester import Followed, Truncated
 from agent.rejects import Source
 from agent.worker import Orders
 from tests.fakes import FakeTopic
@@ -103,7 +104,7 @@ def test_one_turn_reads_of_each_file_that_is_ready(world: World) -> None:
 def test_a_turn_ends_after_some_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sealed leaves at its end, and whoever waits for the worker is next."""
     monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
-    monkeypatch.setattr("agent.worker.BYTES_A_TURN", 1)
+    monkeypatch.setattr("agent.worker.BYTES_ALONE", 1)
     world.disk.append("acme/a.jsonl", EVENTS_MAX)
     world.node.sources.apply(world.disk.scan())
 
@@ -111,6 +112,31 @@ def test_a_turn_ends_after_some_reads(world: World, monkeypatch: pytest.MonkeyPa
 
     assert 0 < len(world.read) < EVENTS_MAX // 2
     assert world.node.pace.behind
+
+
+def test_a_turn_is_shorter_once_somebody_writes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog may take its time; whoever writes a line now should not wait for it."""
+    monkeypatch.setattr("agent.core.lines.CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr("agent.worker.BYTES_A_TURN", 1)
+    node = world.node
+    world.disk.append("acme/a.jsonl", EVENTS_MAX)
+    node.sources.apply(world.disk.scan())
+    read = node.sources.read
+
+    def while_others_write(followed: Followed) -> Piece | Truncated | None:
+        node.sources.hint("acme/b.jsonl")
+        return read(followed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.sources, "read", while_others_write)
+        assert turn(world)
+    first = len(world.read)
+    assert turn(world)
+
+    assert 0 < first < EVENTS_MAX // 2
+    assert EVENTS_MAX == len(world.read), "nobody writes any more"
 
 
 def test_a_file_that_is_truncated_between_two_reads_of_a_turn_loses_nothing_that_was_read(
