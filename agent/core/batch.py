@@ -6,7 +6,8 @@ line leaves at once, unless others left less than a window ago: then it waits fo
 and what comes meanwhile leaves with it. The window is ``age_min_s`` at least. It widens with what
 Kafka can take: a batch that leaves while its predecessor is still on its way waits in a queue
 anyway, so waiting for company costs nothing; and batches a second are bounded, since each one
-costs this node as much as dozens of lines, and the brokers as well.
+costs this node more than a dozen lines, and the brokers as well. Those that hold hardly more than
+a line or two are bounded more narrowly: there are few lines then, and each would pay for a batch.
 """
 
 from agent.core.ledger import Chunk
@@ -17,9 +18,13 @@ from agent.core.tracing import BatchSpan, Outcome
 BATCHES_PER_S_MAX = 750.0
 BATCHES_MIN = 4
 """So many may leave with each ``age_min_s``: who asks for a short one pays for it."""
+TINY_RECORDS = 10
+"""A batch of fewer counts for more than one, up to ``1 + TINY_EXTRA`` where it has next to none."""
+TINY_EXTRA = 0.4
 BEHIND_S = 0.1
 """What a batch is open for while more waits to be read than one read takes."""
 _SMOOTHING = 0.2
+_FILL_SMOOTHING = 0.02  # a window has a dozen of them
 
 
 class Batch:
@@ -80,6 +85,7 @@ class Pace:
         self._policy = policy
         self._batches_per_s_max = max(BATCHES_PER_S_MAX, BATCHES_MIN / policy.age_min_s)
         self._ack_s = 0.0
+        self._fill = 0.0  # records, of a batch whose window ended
         self.rest_s = policy.age_min_s
         """The window of what left last: nothing that is read before it ends would leave earlier."""
         self.behind = False
@@ -92,6 +98,8 @@ class Pace:
 
     def sealed(self, records: int, *, full: bool) -> None:
         """Note that a batch was sealed, because it was full or because its window ended."""
+        if not full:
+            self._fill += _FILL_SMOOTHING * (records - self._fill)
         if full and records >= self.records_max:
             self.records_max *= 2  # bytes_max ends this growth: such a batch is full earlier
         elif not full and 2 * records < self.records_max:
@@ -99,6 +107,7 @@ class Pace:
 
     def window_s(self, open_batches: int) -> float:
         """Return how long a batch may stay open while ``open_batches`` are."""
-        share_s = open_batches / self._batches_per_s_max
+        weight = 1.0 + TINY_EXTRA * max(0.0, 1.0 - self._fill / TINY_RECORDS)
+        share_s = open_batches * weight / self._batches_per_s_max
         wanted = max(self._ack_s / 2, share_s, BEHIND_S * self.behind)
         return min(max(wanted, self._policy.age_min_s), self._policy.age_max_s)

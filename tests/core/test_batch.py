@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.batch import BATCHES_PER_S_MAX, BEHIND_S, Pace
+from agent.core.batch import BATCHES_PER_S_MAX, BEHIND_S, TINY_EXTRA, TINY_RECORDS, Pace
 from agent.core.policy import BatchPolicy
 
 POLICY = BatchPolicy(records_max=100, age_min_s=0.01, age_max_s=10.0)
@@ -58,6 +58,29 @@ def test_many_open_batches_share_what_may_leave_in_a_second(open_batches: int) -
     assert open_batches / window_s <= BATCHES_PER_S_MAX + 1e-6
 
 
+def per_s(records: int) -> float:
+    """Return how many batches may leave in a second where so many records are in each."""
+    pace = Pace(POLICY)
+    for _ in range(500):
+        pace.sealed(records, full=False)
+    return 120 / pace.window_s(120)
+
+
+def test_batches_of_hardly_more_than_a_line_are_bounded_more_narrowly() -> None:
+    """Each costs the lines in it more than they cost themselves, and few wait for it."""
+    rates = [per_s(records) for records in (1, 2, 5, TINY_RECORDS, 1000)]
+
+    assert rates == sorted(rates)
+    assert pytest.approx(BATCHES_PER_S_MAX / (1 + TINY_EXTRA), rel=0.05) == rates[0]
+    assert pytest.approx(BATCHES_PER_S_MAX) == rates[-1]
+
+
+def test_full_batches_do_not_say_how_much_comes_in_a_window() -> None:
+    pace = grown(20)
+
+    assert Pace(POLICY).window_s(12) == pace.window_s(12)
+
+
 def test_who_asks_for_a_short_window_gets_it_and_pays_with_batches() -> None:
     policy = BatchPolicy(age_min_s=0.001, age_max_s=10.0)
 
@@ -65,14 +88,17 @@ def test_who_asks_for_a_short_window_gets_it_and_pays_with_batches() -> None:
     assert 2 * BATCHES_PER_S_MAX < 12 / Pace(policy).window_s(12)
 
 
-@given(LATENCIES, st.integers(0, 1_000_000), st.booleans())
+@given(LATENCIES, SEALS, st.integers(0, 1_000_000), st.booleans())
 def test_the_window_stays_between_floor_and_ceiling(
     latencies: list[float],
+    seals: list[tuple[int, bool]],
     open_batches: int,
     behind: bool,
 ) -> None:
     pace = Pace(POLICY)
     pace.behind = behind
+    for records, full in seals:
+        pace.sealed(records, full=full)
     for latency_s in latencies:
         pace.acked(latency_s)
 
