@@ -89,7 +89,7 @@ class Inode:
         self.content = bytearray()
         self.lines: list[Line] = []
         self.epoch = 0
-        self.changes = 0  # stands for the mtime
+        self.changes = born_ns << 32  # stands for the mtime: no other file ever had the same
         self.links = 1
         self.torn: tuple[int, bytes] | None = None  # a line half written: number, the rest
 
