@@ -351,6 +351,19 @@ async def test_close_raises_nothing_though_the_client_broke(
     assert not [c for c in client._conns.values() if c.connected()]
 
 
+async def test_nothing_overtakes_a_batch_that_waits_to_be_handed_over(
+    embedded_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits in a task; one that comes after it could be handed over at once."""
+    async with connected(embedded_place) as sink:
+        with monkeypatch.context() as patch:
+            patch.setattr("agent.producer.hand_over", lambda *_: None)
+            waits = sink.send(batch_of(b"first"))
+        follows = sink.send(batch_of(b"second"))
+
+        assert [0, 1] == [await waits, await follows]
+
+
 # ---- the outlet
 
 

@@ -67,6 +67,10 @@ def test_an_open_file_is_idle_from_its_turn_until_it_is_given_another() -> None:
     assert [files[1], files[3]] == turns.idle()
     turns.take()
     assert [files[1], files[3], files[0]] == turns.idle()
+    turns.add(files[3])
+    turns.end(files[3])  # before its turn came
+    assert files[3] == turns.take()
+    assert [files[1], files[0]] == turns.idle()
 
 
 def test_a_client_with_long_reads_gets_no_more_than_one_with_short_ones() -> None:
