@@ -18,7 +18,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ Answer = Callable[[Fields, Asker], AsyncIterator[object]]
 
 
 class Control:
-    """Answers from ``run`` until that is cancelled.
+    """Answers whoever connects to the socket that ``listening`` opens.
 
     Only the owner of the state directory's lock may make one: a socket that lies there is stale.
     Where the file system has no sockets the agent goes on without.
@@ -63,28 +63,37 @@ class Control:
     def __init__(self, directory: Path, answers: Mapping[str, Answer]) -> None:
         self._directory = directory
         self._answers = answers
+        self._socket: socket.socket | None = None
         self._open: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let commands connect. Those that do before ``run`` wait for it."""
         with contextlib.ExitStack() as keep:
             try:
                 address = keep.enter_context(address_in(self._directory))
-                listening = keep.enter_context(_listening(address))
+                self._socket = keep.enter_context(_listening(address))
             except OSError as error:
                 event(log, logging.WARNING, "control.unavailable", detail=error.strerror,
                       effect="commands that need the running agent do not work")  # fmt: skip
-                return
-            keep.callback(_remove, address)
-            async with asyncio.TaskGroup() as serving:
-                server = await asyncio.start_unix_server(
-                    lambda reader, writer: self._accept(serving, reader, writer),
-                    sock=listening,
-                    limit=REQUEST_BYTES_MAX,
-                )
-                try:
-                    await asyncio.get_running_loop().create_future()
-                finally:
-                    server.close()
+            else:
+                keep.callback(_remove, address)
+            yield
+
+    async def run(self) -> None:
+        """Answer until cancelled; at once done where nothing can be listened at."""
+        if self._socket is None:
+            return
+        async with asyncio.TaskGroup() as serving:
+            server = await asyncio.start_unix_server(
+                lambda reader, writer: self._accept(serving, reader, writer),
+                sock=self._socket,
+                limit=REQUEST_BYTES_MAX,
+            )
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                server.close()
 
     def _accept(
         self, serving: asyncio.TaskGroup, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -174,13 +183,14 @@ def _asker(connection: socket.socket) -> Asker:
 
 
 def _listening(address: str) -> socket.socket:
-    """Return the socket, bound. Nobody else may have it for a moment either."""
+    """Return the socket, open to all that may have it. Nobody else may for a moment either."""
     _remove(address)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(listening.fileno(), MODE)  # before: bind() makes the file with it (unix(7))
         listening.bind(address)
         os.chmod(address, MODE)  # noqa: PTH101 - and whatever the umask was
+        listening.listen(CONNECTIONS_MAX)
     except BaseException:
         listening.close()
         raise

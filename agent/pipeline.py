@@ -122,6 +122,7 @@ class Life:
     async def _run(self) -> int:
         wiring, running = self._wiring, asyncio.current_task()
         admin = wiring.admin() if self._errand is None else None
+        control = wiring.control() if self._errand is None else None
         assert running is not None
         abandoned = False
 
@@ -137,12 +138,15 @@ class Life:
                 stopping(self._begin_stop, abandon),
                 hanging_up(wiring.reloading.ask),
                 wiring.lately.listening(),
+                contextlib.nullcontext() if control is None else control.listening(),
             ):
                 event(log, logging.INFO, "agent.started", version=__version__, pid=os.getpid(),
                       node=self._config.node,
                       http_port=None if admin is None else admin.port)  # fmt: skip
                 async with asyncio.TaskGroup() as tasks:
                     keep = [tasks.create_task(work) for work in self._keeping()]
+                    if control is not None:
+                        keep.append(tasks.create_task(control.run()))
                     await self._read()
                     await self._drain()
                     for task in keep:
@@ -165,8 +169,6 @@ class Life:
         aside.append(wiring.receipts.run())
         if wiring.audit_topic is not None:
             aside.append(wiring.audit_topic.watch())
-        if self._errand is None:
-            aside.append(wiring.control().run())
         return [*outlets, *(way.run() for way in wiring.ways), *aside]
 
     async def _read(self) -> None:

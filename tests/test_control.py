@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -53,25 +52,14 @@ ANSWERS: dict[str, Answer] = {
 
 @asynccontextmanager
 async def listening(directory: Path) -> AsyncIterator[asyncio.Task[None]]:
-    running = asyncio.create_task(Control(directory, ANSWERS).run())
-    await asyncio.to_thread(wait_for, directory)
-    try:
-        yield running
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
-
-
-def wait_for(directory: Path) -> None:
-    deadline_s = time.monotonic() + WITHIN_S
-    while time.monotonic() < deadline_s:
+    control = Control(directory, ANSWERS)
+    with control.listening():
+        running = asyncio.create_task(control.run())
         try:
-            list(ask(directory, "count", to=0))
-        except NotRunning:
-            time.sleep(0.02)
-        else:
-            return
-    raise AssertionError("nobody listens")
+            yield running
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
 
 
 async def asked(directory: Path, question: str, **fields: object) -> list[Any]:
@@ -171,12 +159,27 @@ async def test_the_socket_of_a_life_that_was_killed_is_replaced(tmp_path: Path) 
         assert [0] == await asked(tmp_path, "count", to=1)
 
 
+async def test_a_command_that_comes_before_anybody_answers_is_answered(tmp_path: Path) -> None:
+    """It may be typed as soon as ``agent.started`` is read."""
+    control = Control(tmp_path, ANSWERS)
+    with control.listening(), socket.socket(socket.AF_UNIX) as early:
+        early.connect(str(tmp_path / NAME))
+        early.settimeout(WITHIN_S)
+        early.sendall(b'{"version": 1, "ask": "count", "with": {"to": 1}}\n')
+        running = asyncio.create_task(control.run())
+        assert b'{"item": 0}\n' in await asyncio.to_thread(early.recv, 100)
+        running.cancel()
+        await asyncio.wait([running])
+
+
 async def test_what_is_no_socket_is_left_alone_and_the_agent_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / NAME).write_text("mine")
 
-    await Control(tmp_path, ANSWERS).run()
+    control = Control(tmp_path, ANSWERS)
+    with control.listening():
+        await control.run()
 
     assert "mine" == (tmp_path / NAME).read_text()
     assert ["control.unavailable"] == [record.getMessage() for record in caplog.records]

@@ -38,7 +38,6 @@ def said(agent: Agent, *args: str, exit_code: int = 0) -> list[dict[str, Any]]:
 
 def put_by(agent: Agent) -> None:
     agent.start()
-    agent.until(lambda: typed(agent, "list").exit_code == 0, "its socket, which comes last")
     agent.until(lambda: said(agent, "list", "--json")[0]["records"] == LINES, "in the spool")
 
 
