@@ -8,8 +8,6 @@ What a command says in each case stands in the tests of that command; those of `
 import asyncio
 import json
 import os
-import pty
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from agent.demo.broker import EmbeddedKafka
 from agent.demo.scene import Topics
 from tests import real_kafka
 from tests.running import Agent, append, event_id, feedback, records
+from tests.watched import screen
 
 pytestmark = [pytest.mark.long]
 
@@ -92,29 +91,6 @@ def typed(agent: Agent, *words: str, said: str | None = None, code: int = 0) -> 
     return ended
 
 
-def screen(agent: Agent, *words: str, until: str) -> str:
-    """Return what a terminal got until it showed that; then comes Ctrl-C."""
-    main_end, other_end = pty.openpty()
-    environment = {**os.environ, "FEEDBACK_AGENT_CONFIG": str(agent.config), "TERM": "xterm"}
-    command = [sys.executable, "-m", "agent", *words]
-    with subprocess.Popen(
-        command, env=environment, stdin=other_end, stdout=other_end, stderr=other_end
-    ) as running:
-        os.close(other_end)
-        got = b""
-        while until.encode() not in got:
-            got += os.read(main_end, 65536)
-        running.send_signal(signal.SIGINT)
-        try:
-            while more := os.read(main_end, 65536):
-                got += more
-        except OSError:  # the other end is closed: EIO
-            pass
-        assert 0 == running.wait(WITHIN_S), got
-    os.close(main_end)
-    return got.decode()
-
-
 @pytest.fixture
 def agent(tmp_path: Path, broker: Broker) -> Iterator[Agent]:
     with Agent(tmp_path, broker.topics(), http={"port": free_port()}) as made:
@@ -148,7 +124,8 @@ def test_status_says_how_far_everything_is(agent: Agent) -> None:
 
     told = json.loads(typed(agent, "status", "--json").out)
     shown = typed(agent, "status").out
-    watched = screen(agent, "status", "--watch", "--every", "0.2", until="dead_letters")
+    command = ("status", "--watch", "--every", "0.2", "--config", agent.config)
+    watched = screen(*command, until="dead_letters")
 
     assert (True, True) == (told["running"], told["ready"]["ok"])
     assert {PATH: size, "app/bad.jsonl": 8} == {f["path"]: f["watermark"] for f in told["files"]}

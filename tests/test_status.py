@@ -2,12 +2,10 @@
 
 import json
 import os
-import pty
 import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from agent.operator.status import running
 from agent.store import Store
 from tests.patience import WITHIN_S
 from tests.running import NOWHERE, Agent, append, feedback, mock_topics
+from tests.watched import screen, watching
 
 LINE = feedback(1)
 LINE_BYTES = len(LINE) + 1
@@ -268,39 +267,27 @@ def test_what_is_no_url_is_named(url: str) -> None:
 # ---- again and again
 
 
-# What runs in the background of a script ignores SIGINT, and so do its children.
-WATCH = ["env", "--default-signal=INT", sys.executable, "-m", "agent", "status", "--watch"]
+WATCH = ("status", "--watch", "--every", "0.1", "--config")
 
 
 def test_watch_draws_in_place_on_a_terminal_and_ends_well_on_ctrl_c(tmp_path: Path) -> None:
     append(tmp_path / "feedback/acme/a.jsonl", [LINE])
     checkpointed(tmp_path, "acme/a.jsonl", 0, {})
-    ours, theirs = pty.openpty()
-    command = [*WATCH, "--every", "0.1", "--config"]
-    with subprocess.Popen(
-        [*command, config(tmp_path)], stdin=theirs, stdout=theirs, stderr=theirs
-    ) as watching:
-        os.close(theirs)
-        said = b""
-        while said.count(b"acme/a.jsonl") < 2:
-            said += os.read(ours, 65536)
-        watching.send_signal(signal.SIGINT)
-        assert 0 == watching.wait(timeout=WITHIN_S)
-    os.close(ours)
 
-    assert b"\x1b[?1049h" in said  # a screen of its own, and so what was there comes back
+    said = screen(*WATCH, config(tmp_path), until="acme/a.jsonl", times=2)
+
+    assert "\x1b[?1049h" in said  # a screen of its own, and so what was there comes back
 
 
 def test_watch_without_a_terminal_prints_one_after_the_other(tmp_path: Path) -> None:
     append(tmp_path / "feedback/acme/a.jsonl", [LINE])
     checkpointed(tmp_path, "acme/a.jsonl", 0, {})
-    command = [*WATCH, "--every", "0.1", "--config"]
-    with subprocess.Popen([*command, config(tmp_path)], stdout=subprocess.PIPE) as watching:
-        assert watching.stdout is not None
+    with watching(*WATCH, config(tmp_path), stdout=subprocess.PIPE) as watched:
+        assert watched.stdout is not None
         lines: list[bytes] = []
         while sum(b"acme/a.jsonl" in line for line in lines) < 2:
-            lines.append(watching.stdout.readline())
-        watching.send_signal(signal.SIGINT)
-        assert 0 == watching.wait(timeout=WITHIN_S)
+            lines.append(watched.stdout.readline())
+        watched.send_signal(signal.SIGINT)
+        assert 0 == watched.wait(timeout=WITHIN_S)
 
     assert b"\x1b" not in b"".join(lines)
