@@ -110,7 +110,7 @@ class Registry:
             self.rows.append(harvester.checkpoint())
             self._tombstones.add(self.rows[-1])
         self.strangers.scanned(new)
-        self._refresh()  # without unknown files too: an inode may turn out to have a new life
+        self._keep_books()  # without unknown files too: an inode may turn out to have a new life
         self.forgotten += self._tombstones.forget(self.clock.wall() - self._forget_after_s)
 
     def identify(self, file: File, seen: Seen) -> tuple[Followed, Checkpoint] | None:
@@ -120,6 +120,8 @@ class Registry:
         """
         followed = self._by_birth.get(file.birth)
         if followed is None:
+            if self.strangers.crowded:
+                self._keep_books()
             base = self.strangers.judge(file, seen)
             if base is None:
                 return None
@@ -214,7 +216,7 @@ class Registry:
             self.rows.append(row)
         return row
 
-    def _refresh(self) -> None:
+    def _keep_books(self) -> None:
         """Let the index say what unknown files may be copies of by now.
 
         What is still read by its descriptor, or in flight, counts as not gone, so that its copy
@@ -228,6 +230,7 @@ class Registry:
         self._moving = {f: None for f in self._moving if f.harvester is not None}
         for harvester in self._ending:
             self._index.put(harvester, *_in_flight(harvester))
+        self.strangers.booked()
 
 
 def _faces(followed: Followed) -> tuple[Checkpoint, ...]:

@@ -38,6 +38,10 @@ from agent.unpacking import Unpacked, is_compressed, is_content
 Life = tuple[str, int]
 """Source and generation."""
 
+LATELY_MAX = 512
+"""Files that were judged and are in no books yet; of a tree of 50,000 they would be as many again,
+and what they leave behind is not given back."""
+
 
 class _Undecided:
     """An unknown file that may be a copy: since when, and how big it was when it last grew."""
@@ -120,16 +124,29 @@ class Strangers:
         self._clock = clock
         self._undecided: dict[FileKey, _Undecided] = {}
         self._index = index
-        self._met: list[Checkpoint] = []  # as if read to their ends: nothing else is known yet
+        self._lately: list[Checkpoint] = []  # as if read to their ends: nothing else is known yet
+        self._lately_max = LATELY_MAX
 
     def scanned(self, new: Collection[FileKey]) -> None:
         """Keep those that a scan met again."""
         self._undecided = {key: u for key, u in self._undecided.items() if key in new}
         for undecided in self._undecided.values():
             undecided.asked = False
-        for row in [row for row in self._met if not self._unread(row)]:
-            self._index.put(row.birth)
-            self._met.remove(row)
+
+    @property
+    def crowded(self) -> bool:
+        """Return whether many were judged since ``booked``."""
+        return len(self._lately) >= self._lately_max
+
+    def booked(self) -> None:
+        """Note that the books say what was read of each file by now."""
+        unread = []
+        for row in self._lately:
+            if self._unread(row):
+                unread.append(row)
+            else:
+                self._index.put(row.birth)
+        self._lately, self._lately_max = unread, max(LATELY_MAX, 2 * len(unread))
 
     def _unread(self, row: Checkpoint) -> bool:
         followed = self._known(row)
@@ -204,8 +221,8 @@ class Strangers:
         del self._undecided[seen.key]
         base = self._base(verdict, file, seen)
         if base.gone_at is None:  # the same scan may have met a copy: it comes later, and waits
-            self._met.append(starting_at(file.size(), file, base))
-            self._index.put(file.birth, self._met[-1])
+            self._lately.append(starting_at(file.size(), file, base))
+            self._index.put(file.birth, self._lately[-1])
         return base
 
     def _base(self, verdict: Continuation, file: File, seen: Seen) -> Checkpoint:

@@ -908,6 +908,7 @@ class Program:
             patch.setattr("agent.worker.BYTES_A_TURN", CHUNK_BYTES // 2)
             patch.setattr("agent.worker.BYTES_ALONE", BYTES_ALONE)
             patch.setattr("agent.worker.READ_BYTES", CHUNK_BYTES // 4)
+            patch.setattr("agent.strangers.LATELY_MAX", 2)
             patch.setattr("agent.spooler.READ_RECORDS", READ_RECORDS)
             patch.setattr("agent.core.delivery.STALE_S", STALE_S)
             try:

@@ -79,6 +79,15 @@ class Life(Reading):
             self._rows[row.source_id, row.generation] = row
         return found
 
+    def scan_all(self) -> list[Read]:
+        """Scan once, read and settle, for as long as files are closed and others opened."""
+        reads, more = [], self.scan()
+        while more:
+            reads += more
+            self.settle()
+            more = self.read()
+        return reads
+
     def settle(self) -> None:
         for chunk in self._pending:
             chunk.ledger.settle(chunk)
@@ -225,20 +234,43 @@ def test_a_copy_waits_while_its_lines_are_in_flight(
     assert len(tail) == sizes(*reads)
 
 
-def test_a_copy_met_in_the_same_scan_as_its_original_waits(world: World) -> None:
-    """Nothing of the original was read when the copy is judged."""
+@pytest.mark.parametrize("between", [0, 20])
+def test_a_copy_met_in_the_same_scan_as_its_original_waits(
+    world: World, between: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not anything of the original was read when the copy is judged."""
+    monkeypatch.setattr("agent.strangers.LATELY_MAX", 2)
     append(world.file, lines(0, 100))
     os.utime(world.file, (1e9, 1e9))
+    for number in range(between):
+        other = world.file.with_name(f"other-{number}.jsonl")
+        append(other, lines(1000 * number, 1))
+        os.utime(other, (2e9, 2e9))
     shutil.copyfile(world.file, world.copy)
+    os.utime(world.copy, (3e9, 3e9))
     life = world.restart()
-    reads = life.scan()
+    reads = life.scan_all() if between else life.scan()
     cut(world.file, lines(900, 110))
     reads += life.scan()
     life.settle()
     reads += [*life.scan(), *life.scan()]
 
+    reads = [read for read in reads if "other" not in read.path]
     assert {FILE} == {read.path for read in reads}
     assert len(lines(0, 210)) == sizes(*reads)
+
+
+def test_the_books_are_kept_while_one_scan_finds_a_large_tree(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands for files until then was as large as all else that is known of them."""
+    monkeypatch.setattr("agent.strangers.LATELY_MAX", 2)
+    for number in range(50):
+        append(world.file.with_name(f"{number}.jsonl"), lines(1000 * number, 2))
+    life = world.restart()
+
+    assert 50 == len(life.scan_all())
+    assert len(life.registry.strangers._lately) <= 4
 
 
 def test_lines_that_end_alike_do_not_hide_a_truncation(world: World) -> None:
@@ -262,7 +294,7 @@ def rebuilt(registry: Registry) -> Index:
         index.put(followed, *_faces(followed))
     for harvester in registry._ending:
         index.put(harvester, *_in_flight(harvester))
-    for row in registry.strangers._met:
+    for row in registry.strangers._lately:
         index.put(row.birth, row)
     return index
 
