@@ -223,6 +223,7 @@ class Registry:
         waits until it is settled: two readers of one generation would have two watermarks. It is
         known by all that was read too, for there may be nothing settled yet.
         """
+        self.strangers.booked()  # before: the index keeps what equals the rows of files only once
         for followed in self._moving:
             known = self._by_birth.get(followed.birth) is followed
             self._index.put(followed, *(_faces(followed) if known else ()))
@@ -230,7 +231,6 @@ class Registry:
         self._moving = {f: None for f in self._moving if f.harvester is not None}
         for harvester in self._ending:
             self._index.put(harvester, *_in_flight(harvester))
-        self.strangers.booked()
 
 
 def _faces(followed: Followed) -> tuple[Checkpoint, ...]:

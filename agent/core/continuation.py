@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from heapq import nsmallest
+from operator import is_
 from typing import Literal
 
 from msgspec import Struct
@@ -168,8 +169,8 @@ class Index:
         before = self._rows.get(owner, ())
         if isinstance(before, Checkpoint):
             before = (before,)
-        if rows == before:
-            return
+        if len(rows) == len(before) and all(map(is_, rows, before)):
+            return  # not of equal ones: those that are kept elsewhere anyway take no memory here
         for row in before:
             self._discard(row)
         for row in rows:
