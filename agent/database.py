@@ -9,7 +9,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -40,7 +40,7 @@ _COLUMNS: dict[str, Any] = {
     "client": bytes,
     "gone_at": float,
 }
-_OPTIONAL = {"born_ns", "inode_generation", "gone_at"}
+_OPTIONAL = {"gone_at"}
 UPSERT = (
     f"INSERT INTO checkpoints ({', '.join(_COLUMNS)}) "  # noqa: S608 - constants of this room
     f"VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT (source_id, generation) DO UPDATE SET "
@@ -81,14 +81,13 @@ def _check_rows(database: sqlite_utils.Database) -> None:
     """SQLite sees no flipped bit inside of a value; it must not stop every start to come."""
     try:
         for row in database["checkpoints"].rows:
-            _check_kinds(row)
-            checkpoint_of(row)
+            _check_row(row)
         spooled_of(database.table("meta").rows)
     except Exception as error:
         raise sqlite3.DatabaseError(f"a row: {error!r}") from error
 
 
-def _check_kinds(row: dict[str, Any]) -> None:
+def _check_row(row: dict[str, Any]) -> None:
     """A column of SQLite holds a value of any kind, whatever it was declared as."""
     for name, kind in _COLUMNS.items():
         value = row[name]
@@ -96,6 +95,8 @@ def _check_kinds(row: dict[str, Any]) -> None:
             raise TypeError(f"{name} is {type(value).__name__}")
     if row["watermark"] < 0 or row["generation"] < 0:
         raise ValueError("below zero")
+    if checkpoint_of(row).source_id != row["source_id"]:
+        raise ValueError("its source was born otherwise")
 
 
 def _migrate(database: sqlite_utils.Database, path: Path) -> None:
@@ -135,23 +136,29 @@ def row_of(c: Checkpoint) -> tuple[object, ...]:
 
 
 def checkpoint_of(row: dict[str, Any]) -> Checkpoint:
+    """Make what many rows share one object: there is a row for each known file."""
+    fingerprint, anchor = row["fingerprint"], row["anchor"]
     return Checkpoint(
-        source_id=row["source_id"],
         birth=Birth(
             _unsigned(row["inode"]),
             row["born_ns"],
             row["inode_generation"],
-            _unsigned(row["device"]),
+            _same(_unsigned(row["device"])),
         ),
         generation=row["generation"],
         watermark=row["watermark"],
-        fingerprint=row["fingerprint"],
-        anchor=Anchor(row["watermark"], row["anchor"]),
+        fingerprint=anchor if anchor == fingerprint else fingerprint,
+        anchor=Anchor(row["watermark"], anchor),
         older=msgspec.msgpack.decode(row["older"], type=tuple[Anchor, ...]),
         path=os.fsdecode(row["path"]),
-        client=sys.intern(os.fsdecode(row["client"])),  # one object for all of its files
+        client=sys.intern(os.fsdecode(row["client"])),
         gone_at=row["gone_at"],
     )
+
+
+@lru_cache(maxsize=16)
+def _same(device: int) -> int:
+    return device
 
 
 def meta_of(spooled: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:

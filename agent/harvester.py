@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from agent.core.discovery import Seen
 from agent.core.identity import (
+    ANCHOR_BYTES,
     FINGERPRINT_BYTES,
     Anchor,
     Birth,
@@ -20,7 +21,6 @@ from agent.core.identity import (
     anchor_range,
     digest,
     fingerprint_range,
-    source_id,
 )
 from agent.core.ledger import Chunk, Ledger
 from agent.core.lines import NUL, Cursor, Piece
@@ -47,7 +47,6 @@ def first_generation(birth: Birth, path: str, client: str) -> Checkpoint:
     """Return the checkpoint of a file that nobody has read: its own source, at 0."""
     empty = digest(b"")
     return Checkpoint(
-        source_id=source_id(birth),
         birth=birth,
         generation=0,
         watermark=0,
@@ -179,10 +178,12 @@ class Harvester:
     def _advanced(self, base: Checkpoint, offset: int, tail: bytes) -> Checkpoint:
         if offset <= base.watermark:
             return base
-        fingerprint = base.fingerprint
-        if base.watermark < FINGERPRINT_BYTES:
+        anchor, fingerprint = Anchor(offset, digest(tail)), base.fingerprint
+        if offset <= ANCHOR_BYTES:
+            fingerprint = anchor.digest  # of the same bytes
+        elif base.watermark < FINGERPRINT_BYTES:
             fingerprint = digest(self._head[: fingerprint_range(offset).end])
-        return advance(base, Anchor(offset, digest(tail)), fingerprint)
+        return advance(base, anchor, fingerprint)
 
 
 class Followed:

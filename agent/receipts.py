@@ -29,7 +29,7 @@ FILES_MAX = 8
 WINDOWS_MAX = 32_768
 """Generations of files by partitions between two writes, 200 bytes of memory each; what is more
 goes without receipts."""
-LIVES_MAX = 4096
+LIVES_MAX = 1024
 """Generations of files after which a write does not wait for ``write_s``: each takes 500 bytes
 more, and ten thousand of them would leave holes behind that nothing fills."""
 CLOSE_S = 2.0

@@ -111,6 +111,7 @@ class Registry:
             self._tombstones.add(self.rows[-1])
         self.strangers.scanned(new)
         self._keep_books()  # without unknown files too: an inode may turn out to have a new life
+        self._index.compact()
         self.forgotten += self._tombstones.forget(self.clock.wall() - self._forget_after_s)
 
     def identify(self, file: File, seen: Seen) -> tuple[Followed, Checkpoint] | None:

@@ -501,7 +501,7 @@ class RealProgram(Program):
     def run(self) -> None:
         disk = self.world.disk
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("agent.harvester.source_id", disk.source_id)
+            patch.setattr("agent.core.identity.source_id", disk.source_id)
             try:
                 super().run()
             finally:

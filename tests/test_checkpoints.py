@@ -25,21 +25,21 @@ from tests.patience import WITHIN_S
 class Source:
     """One generation of a file that is wholly known."""
 
-    def __init__(self, source_id: str = "a") -> None:
-        self.source_id = source_id
+    def __init__(self, client: str = "a") -> None:
+        self.client = client
+        self.birth = Birth(int.from_bytes(client.encode()), 2, 3, 4)
         self.ledger = Ledger(0, b"")
 
     def checkpoint(self) -> Checkpoint:
         at = self.ledger.watermark
         return Checkpoint(
-            source_id=self.source_id,
-            birth=Birth(1, 2, 3, 4),
+            birth=self.birth,
             generation=0,
             watermark=at,
             fingerprint=digest(b""),
             anchor=Anchor(at, digest(self.ledger.mark[1])),
             path="client/a",
-            client="client",
+            client=self.client,
         )
 
 
@@ -61,9 +61,9 @@ class Disk:
         assert self.gate.wait(WITHIN_S)
         if self.broken:
             raise StoreError("checkpoint commit: disk I/O error")
-        self.rows.update({row.source_id: row.watermark for row in rows})
+        self.rows.update({row.client: row.watermark for row in rows})
         for row in forgotten:
-            self.rows.pop(row.source_id, None)
+            self.rows.pop(row.client, None)
         self.commits += 1
 
 

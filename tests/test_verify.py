@@ -617,7 +617,7 @@ def test_checkpoints_are_copied_while_they_are_written(tmp_path: Path) -> None:
     with Agent(tmp_path, NOWHERE) as agent:
         config = configuration.load(agent.config, {})
     store, stop = Store.open(agent.state_dir, "demo"), threading.Event()
-    first = [checkpoint(0, f"{n:016x}") for n in range(200)]
+    first = [checkpoint(0, n) for n in range(200)]
     store.save(first)
 
     def write_on() -> None:

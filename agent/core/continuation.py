@@ -1,6 +1,6 @@
 """Whose copy an unknown file is: where reading goes on after copy-truncate. Pure."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from heapq import nsmallest
 from operator import is_
@@ -155,8 +155,9 @@ class Index:
     def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
         # By fingerprint. One row mostly stands for itself: every known file pays for what is here.
         self._buckets: dict[bytes, Checkpoint | dict[Checkpoint, int]] = {}
-        self._lengths: defaultdict[int, Counter[int]] = defaultdict(Counter)  # by kind of name
+        self._lengths: defaultdict[int, dict[int, int]] = defaultdict(dict)  # by kind of name
         self._rows: dict[Hashable, Checkpoint | tuple[Checkpoint, ...]] = {}  # as above
+        self._roomy = False
         for checkpoint in checkpoints:
             self.put(checkpoint, checkpoint)
 
@@ -173,12 +174,18 @@ class Index:
             return  # not of equal ones: those that are kept elsewhere anyway take no memory here
         for row in before:
             self._discard(row)
+            self._roomy = True
         for row in rows:
             self._add(row)
         if rows:
             self._rows[owner] = rows[0] if len(rows) == 1 else rows
         else:
             del self._rows[owner]
+
+    def compact(self) -> None:
+        """Give up the room of what was there once: a table keeps that of all it ever held."""
+        if self._roomy:
+            self._buckets, self._rows, self._roomy = {**self._buckets}, {**self._rows}, False
 
     def _add(self, row: Checkpoint) -> None:
         key = row.fingerprint
@@ -189,7 +196,8 @@ class Index:
             if isinstance(bucket, Checkpoint):
                 bucket = self._buckets[key] = {bucket: 1}
             bucket[row] = bucket.get(row, 0) + 1  # of its owners
-        self._lengths[_kind(row.client, _stem(row.path))][_length(row)] += 1
+        lengths, length = self._lengths[_kind(row.client, _stem(row.path))], _length(row)
+        lengths[length] = lengths.get(length, 0) + 1
 
     def _discard(self, row: Checkpoint) -> None:
         key, kind, length = row.fingerprint, _kind(row.client, _stem(row.path)), _length(row)

@@ -122,12 +122,13 @@ class File(Readable, Protocol):
 class Checkpoint(Struct, frozen=True, gc=False, kw_only=True):
     """How far one generation of one source is settled, and what proves that a file is it.
 
+    There is one for every known file, so it holds nothing that can be derived.
+
     ``birth`` is the original file's. ``gone_at``, in wall-clock seconds, makes it a tombstone:
     the file was seen gone, or truncated and so superseded by the next generation.
     ``path`` is where the file was seen last: a hint.
     """
 
-    source_id: str
     birth: Birth
     generation: int
     watermark: int
@@ -141,6 +142,10 @@ class Checkpoint(Struct, frozen=True, gc=False, kw_only=True):
     def __post_init__(self) -> None:
         assert self.anchor.offset == self.watermark, "the anchor stands at the watermark"
         assert all(a.offset < self.watermark for a in self.older), "older anchors lie before it"
+
+    @property
+    def source_id(self) -> str:
+        return source_id(self.birth)
 
 
 def advance(before: Checkpoint, anchor: Anchor, fingerprint: bytes) -> Checkpoint:

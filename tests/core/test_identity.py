@@ -45,7 +45,6 @@ def anchor_at(content: bytes, offset: int) -> Anchor:
 def checkpoint(content: bytes, *watermarks: int, birth: Birth = BIRTH) -> Checkpoint:
     """The checkpoint of one who settled ``content`` up to each of ``watermarks`` in turn."""
     at = Checkpoint(
-        source_id=source_id(birth),
         birth=birth,
         generation=0,
         watermark=0,
