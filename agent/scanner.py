@@ -18,6 +18,7 @@ from agent.clock import Clock, SystemClock
 from agent.core.discovery import (
     NONE_SEEN,
     Admission,
+    FileKey,
     Limits,
     Scan,
     Seen,
@@ -85,6 +86,7 @@ class Scanner:
         self._limits = Limits(files_max, client_files_max)
         self._ignore_older_s = ignore_older_s
         self._clock = SystemClock() if clock is None else clock
+        self._lately: dict[FileKey, Seen] = {}
         self.client_entries_max = client_entries_max
         self.depth_max = depth_max
 
@@ -101,10 +103,11 @@ class Scanner:
         if self._ignore_older_s is not None:
             oldest_ns = int((self._clock.wall() - self._ignore_older_s) * 1e9)
         try:
-            admission = Admission(self._limits, known, remembered, oldest_ns)
+            admission = Admission(self._limits, known, remembered, oldest_ns, self._lately)
             walk = _Walk(self, admission, os.fstat(root_fd).st_dev)
             if problem := walk.directory(root_fd, "", 0):
                 return Scan(root_problem="permission" if problem == "permission" else "unreadable")
+            self._lately = admission.unknown
             return walk.result()
         finally:
             os.close(root_fd)

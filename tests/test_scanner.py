@@ -28,16 +28,20 @@ def met(scan: Scan) -> dict[FileKey, Seen]:
     return {seen.key: seen for seen in scan.files}
 
 
-def test_a_file_at_rest_is_the_one_that_was_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("followed", [True, False], ids=["followed", "waits_to_be_opened"])
+def test_a_file_at_rest_is_the_one_that_was_seen(tmp_path: Path, followed: bool) -> None:
     """A scan of ten thousand of them would otherwise take as much memory again."""
     write(tmp_path, "a/x.jsonl")
     grown = write(tmp_path, "a/y.jsonl")
-    known = met(Scanner(tmp_path, INCLUDE).scan())
+    first = Scanner(tmp_path, INCLUDE)
+    seen = met(first.scan())
     grown.write_bytes(b"{}\n{}\n")
 
-    again = Scanner(tmp_path, INCLUDE).scan(known).files
+    again = Scanner(tmp_path, INCLUDE).scan(seen) if followed else first.scan()
 
-    assert {"a/x.jsonl": True, "a/y.jsonl": False} == {s.path: s is known[s.key] for s in again}
+    assert {"a/x.jsonl": True, "a/y.jsonl": False} == {
+        s.path: s is seen[s.key] for s in again.files
+    }
 
 
 def test_only_matching_names_are_seen_at_any_depth(tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ class Admission:
         remembered: Inodes of files that were followed once, before a restart too: none of them is
             too old, and they come first where room is short.
         oldest_ns: An unknown file that was last written before is passed over; None: none is.
+        lately: The unknown ones of the scan before, to be shared as the known ones are: of a large
+            tree most wait to be opened.
     """
 
     def __init__(
@@ -118,11 +120,13 @@ class Admission:
         known: Sightings,
         remembered: Container[int] = (),
         oldest_ns: int | None = None,
+        lately: Mapping[FileKey, Seen] = MappingProxyType({}),
     ) -> None:
         self._limits = limits
         self._known = known
         self._remembered = remembered
         self._oldest_ns = oldest_ns
+        self._lately = lately
         self._taken: list[Seen] = []
         self._taken_of: defaultdict[str, int] = defaultdict(int)
         self._new: defaultdict[str, list[Seen]] = defaultdict(list)
@@ -140,10 +144,16 @@ class Admission:
             return False
         new = self._new[seen.client]
         if remembered or len(new) < self._limits.client_files_max:
-            new.append(seen)
+            before = self._lately.get(seen.key)
+            new.append(before if before == seen else seen)
         else:
             self._over[seen.client] += 1
         return True
+
+    @property
+    def unknown(self) -> dict[FileKey, Seen]:
+        """Return those of ``result``, and some more, that nobody knew."""
+        return {seen.key: seen for new in self._new.values() for seen in new}
 
     def result(self) -> tuple[tuple[Seen, ...], dict[str, int]]:
         """Return the files to take, and by client how many others there are.
