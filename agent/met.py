@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from agent.core.discovery import FileKey, Seen
 from agent.harvester import Followed
 
@@ -24,6 +26,9 @@ class Met:
     def see(self, followed: Followed, seen: Seen) -> None:
         """Note where ``followed`` was met."""
         self._leave(followed)
+        path = followed.checkpoint.path
+        if path is not seen.path and path == seen.path:  # one text for both, after a restart too
+            seen = replace(seen, path=path)
         followed.seen = seen
         self.by_key[seen.key] = followed
         self._by_path[seen.path] = followed

@@ -284,6 +284,19 @@ def test_lines_that_end_alike_do_not_hide_a_truncation(world: World) -> None:
     assert [Read(FILE, 1, 0, world.file.stat().st_size)] == life.read()
 
 
+def test_a_path_is_kept_once(world: World) -> None:
+    """A restart has it from the store and from the scan."""
+    append(world.file, lines(0, 10))
+    life = world.restart()
+    life.scan_all()
+    life = world.restart()
+    life.scan_all()
+
+    (followed,) = life.registry._by_birth.values()
+    assert followed.seen is not None
+    assert followed.seen.path is followed.latest().path
+
+
 # ---- the index
 
 
