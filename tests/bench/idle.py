@@ -1,6 +1,5 @@
 """What an agent with nothing to do costs, over one file and over many."""
 
-import time
 from typing import Any
 
 import click
@@ -12,8 +11,6 @@ from tests.bench.table import Column, Report
 
 FILES = (1, 1_000)
 QUICK_FILES = (2, 50)
-SETTLE_S = 10.0
-"""Until what follows the last line is done: the checkpoint, a scan that finds nothing."""
 
 COLUMNS = (
     Column("idle CPU % of a core", 2),
@@ -29,7 +26,6 @@ def report_on(bench: Bench, *, seconds: float, rounds: int) -> Report:
         for files in QUICK_FILES if bench.quick else FILES:
             row = f"files: {files:,}"
             with resting(bench, bench.work / f"{number} {files}", files) as found:
-                time.sleep(0.5 if bench.quick else SETTLE_S)
                 values: dict[str, Any] = {
                     "idle CPU % of a core": found.idle_percent(seconds),
                     "RSS MB": usage.rss_mb(found.pid),

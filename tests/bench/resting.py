@@ -13,6 +13,9 @@ from tests.bench.runs import as_running, await_all
 from tests.running import Agent
 
 RESTARTED_WITHIN_S = 120.0
+SETTLE_S, QUICK_SETTLE_S = 10.0, 0.5
+"""Until what follows the last line is done: the checkpoint, a scan that finds nothing, and what
+shipping took being given back."""
 CLIENT_FILES = 5_000
 """Fewer than ``source.client_files_max``."""
 
@@ -74,7 +77,7 @@ def append(root: Path, number: int) -> None:
 
 @contextmanager
 def resting(bench: Bench, place: Path, files: int) -> Iterator[Resting]:
-    """Start an agent in ``place`` over so many files; yield when it has shipped them."""
+    """Start an agent in ``place`` over so many files; yield when it has shipped them, and rests."""
     place.mkdir()
     with (
         bench.brokers.topics() as topics,
@@ -87,7 +90,7 @@ def resting(bench: Bench, place: Path, files: int) -> Iterator[Resting]:
         agent.start()
         assert agent.pid is not None
         count = await_all(as_running(agent), reader, files)
-        yield Resting(
+        shipped = Resting(
             agent,
             agent.pid,
             reader,
@@ -96,6 +99,8 @@ def resting(bench: Bench, place: Path, files: int) -> Iterator[Resting]:
             (count.last_ns - began_ns) / 1e9,
             usage.cpu_s(agent.pid),
         )
+        time.sleep(QUICK_SETTLE_S if bench.quick else SETTLE_S)
+        yield shipped
 
 
 def _path(root: Path, number: int) -> Path:

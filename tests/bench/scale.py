@@ -1,6 +1,5 @@
 """How costs grow: with the number of files, and with the number of lines."""
 
-import time
 from typing import Any
 
 import click
@@ -16,7 +15,6 @@ LINES = (100_000, 1_000_000, 10_000_000)
 QUICK_FILES = (2, 50)
 QUICK_LINES = (1_000, 5_000)
 IDLE_S = 30.0
-SETTLE_S = 10.0
 
 COLUMNS = (
     Column("start to first s", 2),
@@ -49,7 +47,6 @@ def of_files(bench: Bench, report: Report, files: int) -> None:
     """Add the row of ``files`` files with a line each."""
     row = f"files: {files:,}"
     with resting(bench, bench.work / row, files) as found:
-        time.sleep(0.5 if bench.quick else SETTLE_S)
         values: dict[str, Any] = {
             "start to first s": found.first_s,
             "start to all s": found.all_s,
