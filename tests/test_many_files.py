@@ -25,8 +25,10 @@ from tests.test_opener import descriptors
 FILES = int(os.environ.get("FEEDBACK_AGENT_MANY_FILES", "3000"))
 pytestmark = pytest.mark.timeout(300 + FILES // 50)
 CLIENTS = 20
-FILE_BYTES_MAX = 1024
-"""Of memory for each known file: the fourth invariant."""
+FILE_BYTES_MAX = 900
+"""Of memory for each known file: the fourth invariant allows a kibibyte."""
+PEAK_BYTES_MAX = 1200
+"""The same while a scan finds them all: what is freed then leaves holes that nothing fills."""
 DESCRIPTORS_MAX = 16
 LINE_BYTES_MAX = 1 << 16
 
@@ -109,7 +111,7 @@ def test_all_are_read_within_two_scans_with_few_descriptors(root: Path, reader: 
     assert FILES + len(grown) == reader.lines
 
 
-def test_a_known_file_costs_a_kibibyte_at_most(reader: Reader) -> None:
+def test_a_known_file_costs_less_than_a_kibibyte(reader: Reader) -> None:
     """By what Python allocates, when all were read and few are open."""
     gc.collect()
     tracemalloc.start()
@@ -117,11 +119,12 @@ def test_a_known_file_costs_a_kibibyte_at_most(reader: Reader) -> None:
         reader.scan()
         reader.scan()
         gc.collect()
-        held, _ = tracemalloc.get_traced_memory()
+        held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
 
     assert held / FILES <= FILE_BYTES_MAX
+    assert peak / FILES <= PEAK_BYTES_MAX
 
 
 @pytest.mark.parametrize(
