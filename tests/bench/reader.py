@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import RequestTimedOutError
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record import MemoryRecords
 
@@ -158,7 +159,10 @@ class _Consumer:
             request = FetchRequest(
                 self._wait_ms, 1, FETCH_BYTES * len(partitions), 0, [(self._topic, wanted)]
             )
-            response = await client.send(node, request)
+            try:
+                response = await client.send(node, request)
+            except RequestTimedOutError:  # to look at tens of millions of lines takes as long
+                continue
             now_ns = time.time_ns()
             for _, answers in response.topics:
                 for number, code, high, *_, records in answers:
