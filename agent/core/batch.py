@@ -16,7 +16,7 @@ from agent.core.policy import BatchPolicy
 from agent.core.tracing import BatchSpan, Outcome
 
 BATCHES_PER_S_MAX = 750.0
-BATCHES_MIN = 4
+BATCHES_MIN = 5
 """So many may leave with each ``age_min_s``: who asks for a short one pays for it."""
 TINY_RECORDS = 10
 """A batch of fewer counts for more than one, up to ``1 + TINY_EXTRA`` where it has next to none."""
