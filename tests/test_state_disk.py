@@ -507,10 +507,10 @@ def test_a_kill_at_a_system_call_while_a_spool_is_saved_loses_nothing(
 
 
 def split(path: Path) -> None:
-    """Leave the newest row to the log alone, and make SQLite find the file malformed.
+    """Leave what the newest row holds to the log alone, and make SQLite find the file malformed.
 
     Each row is there. Beside it lies what was put aside at an earlier time, and is of no worth. The
-    newest must be a small one: SQLite would see the damage as soon as it needs another page.
+    newest is written over, for SQLite would see the damage as soon as it needs another page.
     """
     aside = path.with_name("spool.db.damaged")
     shutil.copy(path, aside)
@@ -519,14 +519,17 @@ def split(path: Path) -> None:
     changed(
         path,
         f"CREATE TABLE newest AS SELECT * FROM spooled_events WHERE seq = {newest}",  # noqa: S608
-        f"DELETE FROM spooled_events WHERE seq = {newest}",  # noqa: S608
+        f"UPDATE spooled_events SET payload = zeroblob(length(payload)) WHERE seq = {newest}",  # noqa: S608
     )
     with path.open("r+b") as file:
         file.seek(36)
         file.write((77).to_bytes(4, "big"))  # free pages
     parts = path, wal_of(path)
     with edited(path) as connection:
-        connection.execute("INSERT INTO spooled_events SELECT * FROM newest")
+        connection.execute(
+            "UPDATE spooled_events SET payload = newest.payload FROM newest "
+            "WHERE spooled_events.seq = newest.seq"
+        )
         connection.commit()
         for part in parts:
             shutil.copy(part, part.with_name(part.name + ".kept"))
