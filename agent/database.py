@@ -9,7 +9,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -18,7 +18,7 @@ import msgspec
 import sqlite_utils
 
 from agent import sqlite
-from agent.core.identity import Anchor, Birth, Checkpoint
+from agent.core.identity import Anchor, Birth, Checkpoint, one_device
 from agent.telemetry import event
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def checkpoint_of(row: dict[str, Any]) -> Checkpoint:
             _unsigned(row["inode"]),
             row["born_ns"],
             row["inode_generation"],
-            _same(_unsigned(row["device"])),
+            one_device(_unsigned(row["device"])),
         ),
         generation=row["generation"],
         watermark=row["watermark"],
@@ -154,11 +154,6 @@ def checkpoint_of(row: dict[str, Any]) -> Checkpoint:
         client=sys.intern(os.fsdecode(row["client"])),
         gone_at=row["gone_at"],
     )
-
-
-@lru_cache(maxsize=16)
-def _same(device: int) -> int:
-    return device
 
 
 def meta_of(spooled: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:

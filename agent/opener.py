@@ -18,12 +18,11 @@ import os
 import platform
 import stat
 import struct
-from functools import lru_cache
 from typing import Literal, Self
 
 from msgspec import Struct
 
-from agent.core.identity import Birth
+from agent.core.identity import Birth, one_device
 
 Reason = Literal[
     "symlink",
@@ -176,13 +175,7 @@ def open_directory_beneath(root_fd: int, relative: str) -> int | Refused:
 def birth_of(fd: int) -> Birth:
     """Say who the file behind ``fd`` is; parts its file system does not tell are 0."""
     status = os.fstat(fd)
-    return Birth(status.st_ino, _born_ns(fd), _inode_generation(fd), _one(status.st_dev))
-
-
-@lru_cache(maxsize=16)
-def _one(device: int) -> int:
-    """Return the same object for equal numbers: every known file holds its device."""
-    return device
+    return Birth(status.st_ino, _born_ns(fd), _inode_generation(fd), one_device(status.st_dev))
 
 
 def refusal(error: OSError) -> Refused:

@@ -107,8 +107,9 @@ class Scanner:
             walk = _Walk(self, admission, os.fstat(root_fd).st_dev)
             if problem := walk.directory(root_fd, "", 0):
                 return Scan(root_problem="permission" if problem == "permission" else "unreadable")
+            scan = walk.result()
             self._lately = admission.unknown
-            return walk.result()
+            return scan
         finally:
             os.close(root_fd)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing
@@ -282,6 +283,22 @@ def test_lines_that_end_alike_do_not_hide_a_truncation(world: World) -> None:
     life.sources.hint(FILE)
 
     assert [Read(FILE, 1, 0, world.file.stat().st_size)] == life.read()
+
+
+def test_the_index_takes_no_memory_of_its_own_for_rows_that_files_hold(world: World) -> None:
+    """Nor the room of what it held once: every known file pays for either."""
+    for number in range(60):
+        append(world.file.with_name(f"{number}.jsonl"), lines(1000 * number, 2))
+    life = world.restart()
+    life.scan_all()
+    life.scan()
+
+    index = life.registry._index
+    files = life.registry._by_birth.values()
+    assert all(index._rows[followed] is followed.checkpoint for followed in files)
+    assert all(isinstance(bucket, Checkpoint) for bucket in index._buckets.values())
+    for table in (index._rows, index._buckets):
+        assert sys.getsizeof(table) <= sys.getsizeof(dict.fromkeys(range(60)))
 
 
 def test_a_path_is_kept_once(world: World) -> None:

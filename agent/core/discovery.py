@@ -131,6 +131,8 @@ class Admission:
         self._taken_of: defaultdict[str, int] = defaultdict(int)
         self._new: defaultdict[str, list[Seen]] = defaultdict(list)
         self._over: defaultdict[str, int] = defaultdict(int)
+        self.unknown: dict[FileKey, Seen] = {}
+        """Those of ``result`` that nobody knew."""
 
     def offer(self, seen: Seen) -> bool:
         """Take note of ``seen``; return False if it is too old to begin with."""
@@ -150,11 +152,6 @@ class Admission:
             self._over[seen.client] += 1
         return True
 
-    @property
-    def unknown(self) -> dict[FileKey, Seen]:
-        """Return those of ``result``, and some more, that nobody knew."""
-        return {seen.key: seen for new in self._new.values() for seen in new}
-
     def result(self) -> tuple[tuple[Seen, ...], dict[str, int]]:
         """Return the files to take, and by client how many others there are.
 
@@ -168,8 +165,10 @@ class Admission:
             if share < len(new):
                 new.sort(key=lambda s: s.inode not in self._remembered)
                 over[client] += len(new) - share
-            taken += new[:share]
-            room, clients = room - len(new[:share]), clients - 1
+            chosen = new[:share]
+            taken += chosen
+            self.unknown.update((seen.key, seen) for seen in chosen)
+            room, clients = room - len(chosen), clients - 1
         return tuple(taken), dict(over)
 
 

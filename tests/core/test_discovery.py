@@ -161,6 +161,7 @@ def test_what_a_scan_takes_in_is_bounded_and_accounted_for(
     assert {s.key for s in offered} & keys <= {s.key for s in taken}
     assert all(s is met[s.key] for s in taken if s == met.get(s.key))
     new = [s for s in taken if s.key not in keys]
+    assert {s.key: s for s in new} == admission.unknown, "no more is kept for the next scan"
     assert not new or len(taken) <= limits.files_max
     for client in {s.client for s in new}:
         assert sum(s.client == client for s in taken) <= limits.client_files_max
