@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from agent.clock import SystemClock
 from agent.core.continuation import WAIT_S, Index
@@ -295,6 +296,14 @@ def test_the_index_takes_no_memory_of_its_own_for_rows_that_files_hold(world: Wo
 
     index = life.registry._index
     files = life.registry._by_birth.values()
+    (first, *_) = files
+    for owner in range(1000):
+        index.put(owner, first.checkpoint)
+    for owner in range(1000):
+        index.put(owner)
+    index.put(first, replace(first.checkpoint))
+    life.registry._moving[first] = None
+    life.scan()
     assert all(index._rows[followed] is followed.checkpoint for followed in files)
     assert all(isinstance(bucket, Checkpoint) for bucket in index._buckets.values())
     for table in (index._rows, index._buckets):
