@@ -21,6 +21,7 @@ from agent import __version__, logs
 from agent.assembly import InForce, Parts
 from agent.clock import Clock, wait_event
 from agent.config import Config
+from agent.control import Control
 from agent.core.seam import Mode
 from agent.signals import hanging_up, stopping
 from agent.spool import Spool
@@ -144,9 +145,7 @@ class Life:
                       node=self._config.node,
                       http_port=None if admin is None else admin.port)  # fmt: skip
                 async with asyncio.TaskGroup() as tasks:
-                    keep = [tasks.create_task(work) for work in self._keeping()]
-                    if control is not None:
-                        keep.append(tasks.create_task(control.run()))
+                    keep = [tasks.create_task(work) for work in self._keeping(control)]
                     await self._read()
                     await self._drain()
                     for task in keep:
@@ -161,7 +160,7 @@ class Life:
         event(log, logging.INFO, "agent.stopped", unsettled_events=wiring.in_flight.events)
         return 0
 
-    def _keeping(self) -> list[Coroutine[None, None, None]]:
+    def _keeping(self, control: Control | None) -> list[Coroutine[None, None, None]]:
         """What goes on while a stop drains."""
         wiring = self._wiring
         outlets = [way.outlet.run() for way in wiring.ways]
@@ -169,6 +168,8 @@ class Life:
         aside.append(wiring.receipts.run())
         if wiring.audit_topic is not None:
             aside.append(wiring.audit_topic.watch())
+        if control is not None:
+            aside.append(control.run())
         return [*outlets, *(way.run() for way in wiring.ways), *aside]
 
     async def _read(self) -> None:
